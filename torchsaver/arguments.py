@@ -1,0 +1,84 @@
+"""What a Saver's arguments may be: checked, and brought into one form."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import operator
+import os
+from typing import Any
+
+import torch
+
+
+def step_number(global_step: Any) -> int | None:
+    """Return a step as an int.
+
+    Raises:
+        TypeError: Not an integer, nor a 0-d tensor.
+        ValueError: A tensor that is nan or infinite.
+    """
+    if global_step is None:
+        return None
+    if isinstance(global_step, torch.Tensor):
+        if global_step.dim() != 0 or global_step.dtype == torch.bool or global_step.is_complex():
+            raise TypeError(f"global_step is a 0-d number, not a tensor {global_step.dtype} {list(global_step.shape)}")
+        try:
+            return int(global_step.item())
+        except OverflowError as error:
+            raise ValueError(f"global_step is {global_step.item()}") from error
+    if isinstance(global_step, bool):
+        raise TypeError("global_step is an integer, not a bool")
+    try:
+        return operator.index(global_step)
+    except TypeError as error:
+        raise TypeError(f"global_step is an integer or a 0-d tensor, not {type(global_step).__name__}") from error
+
+
+def whole_number(value: Any, name: str, *, least: int) -> int | None:
+    """Return an integer of Python or numpy as an int, and None as it is.
+
+    Raises:
+        TypeError, ValueError: Not an integer (a bool is none), or below `least`.
+    """
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name} is an integer or None, not {type(value).__name__}")
+    if value < least:
+        raise ValueError(f"{name} is {least} at least, not {value}")
+    return int(value)
+
+
+def hours(value: Any) -> float:
+    """Return keep_checkpoint_every_n_hours as a float; None, which switches it off, as infinity.
+
+    Raises:
+        TypeError, ValueError: Not a number, or negative, or nan.
+    """
+    if value is None:
+        return math.inf
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"keep_checkpoint_every_n_hours is a number or None, not {type(value).__name__}")
+    number = float(value)
+    if not number >= 0:
+        raise ValueError(f"keep_checkpoint_every_n_hours is 0 at least, not {value}")
+    return number
+
+
+def require_plain_name(latest_filename: Any) -> None:
+    """Check that a state file's name is a file name without a directory, or None.
+
+    Raises:
+        TypeError, ValueError: It is not.
+    """
+    if latest_filename is None:
+        return
+    if not isinstance(latest_filename, str):
+        raise TypeError(f"latest_filename is a str, not {type(latest_filename).__name__}")
+    if (
+        os.path.basename(latest_filename) != latest_filename
+        or latest_filename in ("", ".", "..")
+        or "\0" in latest_filename
+    ):
+        raise ValueError(f"latest_filename {latest_filename!r} is a file name without a directory")

@@ -1,0 +1,124 @@
+"""The command line: arguments in, text out; what it shows comes from inspection.py.
+
+Exit codes: 0 fine, 1 failed, with one line on stderr, 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from torchsaver.errors import TorchSaverError
+from torchsaver.inspection import CheckpointDescription, describe_checkpoint, format_value
+from torchsaver.reader import CheckpointReader, load_checkpoint
+from torchsaver.version import __version__
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code; `argv` is without the program's name, sys.argv by default."""
+    arguments = _parser().parse_args(argv)
+    try:
+        arguments.run(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of our output has gone (| head): nothing is wrong
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (TorchSaverError, OSError) as error:
+        print(f"torchsaver: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="torchsaver", description="Look into checkpoints.")
+    parser.add_argument("--version", action="version", version=f"torchsaver {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    inspect = commands.add_parser(
+        "inspect", help="list key, dtype, shape, bytes, step and metadata, without the values"
+    )
+    inspect.add_argument("path", metavar="PATH", help="a prefix, a .safetensors or .index.json file, or a directory")
+    inspect.add_argument("--key", help="show this key only")
+    inspect.add_argument("--values", action="store_true", help="read and print the values too")
+    inspect.add_argument("--json", action="store_true", help="print one JSON object")
+    inspect.set_defaults(run=_inspect)
+    return parser
+
+
+def _inspect(arguments: argparse.Namespace) -> None:
+    with load_checkpoint(arguments.path) as reader:
+        description = describe_checkpoint(reader)
+        keys = [tensor.key for tensor in description.tensors]
+        if arguments.key is not None:
+            stored_key, _ = reader.find(arguments.key) or ("", reader.stored(arguments.key))
+            keys = [stored_key]
+        if arguments.json:
+            print(json.dumps(_as_json(description, reader, keys, arguments.values), indent=2, ensure_ascii=False))
+        else:
+            _print_description(description, reader, keys, arguments.values)
+
+
+def _as_json(
+    description: CheckpointDescription, reader: CheckpointReader, keys: list[str], values: bool
+) -> dict[str, Any]:
+    tensors = []
+    for tensor in description.tensors:
+        if tensor.key in keys:
+            row: dict[str, Any] = {
+                "key": tensor.key,
+                "dtype": tensor.dtype,
+                "shape": tensor.shape,
+                "bytes": tensor.nbytes,
+            }
+            tensors.append({**row, "value": format_value(reader.get_tensor(tensor.key))} if values else row)
+    return {
+        "save_path": description.save_path,
+        "files": description.files,
+        "global_step": description.global_step,
+        "time": description.time,
+        "metadata": description.metadata,
+        "tensors": tensors,
+        "aliases": description.aliases,
+        "objects": description.objects,
+        "total_bytes": description.nbytes,
+        "total_elements": description.elements,
+    }
+
+
+def _print_description(
+    description: CheckpointDescription, reader: CheckpointReader, keys: list[str], values: bool
+) -> None:
+    print(_visible(description.save_path))
+    facts: dict[str, Any] = {
+        "step": description.global_step,
+        "saved": None
+        if description.time is None
+        else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(description.time)),
+        "metadata": None if description.metadata is None else json.dumps(description.metadata, ensure_ascii=False),
+        "objects": ", ".join(description.objects) or None,
+        "files": len(description.files) if len(description.files) > 1 else None,
+    }
+    for name, fact in facts.items():
+        if fact is not None:
+            print(f"  {name}: {_visible(str(fact))}")
+    shown = [tensor for tensor in description.tensors if tensor.key in keys]
+    rows = [(_visible(t.key), t.dtype, str(list(t.shape)), f"{t.nbytes:,}") for t in shown]
+    widths = [max(map(len, column)) for column in zip(*[("key", "dtype", "shape", "bytes"), *rows], strict=True)]
+    for row, tensor in zip([("key", "dtype", "shape", "bytes"), *rows], [None, *shown], strict=True):
+        key, dtype, shape, nbytes = row
+        print(f"{key:<{widths[0]}}  {dtype:<{widths[1]}}  {shape:<{widths[2]}}  {nbytes:>{widths[3]}}")
+        if values and tensor is not None:
+            print(format_value(reader.get_tensor(tensor.key)))
+    for alias, key in sorted(description.aliases.items()):
+        if key in keys:
+            print(f"{_visible(alias)} is another name of {_visible(key)}")
+    if len(keys) == len(description.tensors):
+        print(f"{len(keys)} tensors, {description.elements:,} elements, {description.nbytes:,} bytes")
+
+
+def _visible(text: str) -> str:
+    """Return text from a file with control characters escaped: it must not steer the terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

@@ -1,0 +1,187 @@
+"""The errors a caller can act on, one class for each thing there is to do about it.
+
+    TorchSaverError(Exception)
+      CheckpointNotFoundError(.., FileNotFoundError, ValueError)   nothing there
+      CheckpointKeyError(.., KeyError)                             one key asked for, and missing
+      CorruptCheckpointError(.., ValueError)                       damaged or foreign bytes
+      UnsupportedCheckpointError(.., NotImplementedError)          readable, but not by us
+      MismatchError(.., RuntimeError)                              the checkpoint does not fit the variables
+      VarListError(.., ValueError)                                 what was given cannot be saved
+        VarListTypeError(.., TypeError)                            ... because something has the wrong type
+
+OSError passes through untouched. Fields are attributes, the message is built from them, and every class pickles.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+_MOST_NAMED = 10  # lines of one kind in a message; the attributes hold them all
+
+
+def nearest_keys(key: str, keys: Iterable[str]) -> tuple[str, ...]:
+    """Return up to three of `keys` that look most like `key`, best first."""
+    return tuple(difflib.get_close_matches(key, list(keys), n=3, cutoff=0.5))
+
+
+def _nearest_text(nearest: Sequence[str]) -> str:
+    return f"; nearest: {', '.join(map(repr, nearest))}" if nearest else ""
+
+
+def _rebuild(cls: type[TorchSaverError], fields: dict[str, Any]) -> TorchSaverError:
+    return cls(**fields)
+
+
+class TorchSaverError(Exception):
+    """Base of every error of torchsaver; the attributes are the constructor's arguments."""
+
+    def _message(self) -> str:
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        return self._message()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        fields = {name: value for name, value in vars(self).items() if not name.startswith("__")}
+        return _rebuild, (type(self), fields)
+
+
+class CheckpointNotFoundError(TorchSaverError, FileNotFoundError, ValueError):
+    """There is no checkpoint under `save_path` (ValueError too, because TF's Saver raises that)."""
+
+    def __init__(self, save_path: str, reason: str = "") -> None:
+        super().__init__(save_path)
+        self.save_path = save_path
+        self.reason = reason
+
+    def _message(self) -> str:
+        reason = (
+            self.reason or "neither PREFIX.safetensors, PREFIX.safetensors.index.json nor a file of that name is there"
+        )
+        return f"{self.save_path!r} is not a checkpoint: {reason}; pass what save() or latest_checkpoint() returned"
+
+
+class CheckpointKeyError(TorchSaverError, KeyError):
+    """`key` is not in the checkpoint `save_path`; `nearest` are keys that look like it."""
+
+    def __init__(self, save_path: str, key: str, nearest: Sequence[str] = ()) -> None:
+        super().__init__(save_path)
+        self.save_path = save_path
+        self.key = key
+        self.nearest = tuple(nearest)
+
+    def _message(self) -> str:
+        return f"{self.key!r} is not in the checkpoint {self.save_path!r}{_nearest_text(self.nearest)}"
+
+
+class CorruptCheckpointError(TorchSaverError, ValueError):
+    """The bytes of `path` at `offset` are damaged, cut short, or not of the format; `reason` says how."""
+
+    def __init__(self, path: str, offset: int, reason: str) -> None:
+        super().__init__(path)
+        self.path = path
+        self.offset = offset
+        self.reason = reason
+
+    def _message(self) -> str:
+        return (
+            f"{self.path!r} is damaged at byte {self.offset}: {self.reason}; "
+            "nothing was restored, use another checkpoint or a fresh copy of this one"
+        )
+
+
+class UnsupportedCheckpointError(TorchSaverError, NotImplementedError):
+    """`path` is well formed but uses `feature`, which this version cannot read."""
+
+    def __init__(self, path: str, feature: str) -> None:
+        super().__init__(path)
+        self.path = path
+        self.feature = feature
+
+    def _message(self) -> str:
+        return f"{self.path!r} cannot be read: {self.feature}"
+
+
+class MismatchError(TorchSaverError, RuntimeError):
+    """The checkpoint does not fit the variables; everything that does not fit is here, and nothing has changed.
+
+    Attributes:
+        save_path: The checkpoint, as given to `restore`.
+        missing: Keys asked for that the checkpoint does not have.
+        shapes: (key, shape stored, shape wanted) for each shape that differs.
+        dtypes: (key, dtype stored, dtype wanted) for each dtype that differs, as text.
+        targets: (key, reason) for each tensor that cannot be written to.
+        nearest: For missing keys, the stored keys that look like them.
+    """
+
+    def __init__(
+        self,
+        save_path: str,
+        *,
+        missing: Sequence[str] = (),
+        shapes: Sequence[tuple[str, list[int], list[int]]] = (),
+        dtypes: Sequence[tuple[str, str, str]] = (),
+        targets: Sequence[tuple[str, str]] = (),
+        nearest: dict[str, tuple[str, ...]] | None = None,
+    ) -> None:
+        super().__init__(save_path)
+        self.save_path = save_path
+        self.missing = tuple(missing)
+        self.shapes = tuple(shapes)
+        self.dtypes = tuple(dtypes)
+        self.targets = tuple(targets)
+        self.nearest = dict(nearest or {})
+
+    def _lines(self) -> list[str]:
+        groups = (
+            [f"{key}: not in the checkpoint{_nearest_text(self.nearest.get(key, ()))}" for key in self.missing],
+            [
+                f"{key}: shape {stored} in checkpoint, {wanted} in var_list; pass reshape=True if the layout is right"
+                if _count(stored) == _count(wanted)
+                else f"{key}: shape {stored} in checkpoint, {wanted} in var_list"
+                for key, stored, wanted in self.shapes
+            ],
+            [
+                f"{key}: dtype {stored} in checkpoint, {wanted} in var_list; nothing is ever cast, convert one of them"
+                for key, stored, wanted in self.dtypes
+            ],
+            [f"{key}: {reason}" for key, reason in self.targets],
+        )
+        lines = []
+        for group in groups:
+            lines += group[:_MOST_NAMED]
+            if len(group) > _MOST_NAMED:
+                lines.append(f"... and {len(group) - _MOST_NAMED} more like this")
+        return lines
+
+    def _message(self) -> str:
+        head = f"{self.save_path!r} does not fit the variables; nothing was restored"
+        if self.missing:
+            head += " (strict=False skips missing keys)"
+        return "\n  ".join([head + ":", *self._lines()])
+
+
+def _count(shape: Sequence[int]) -> int:
+    count = 1
+    for size in shape:
+        count *= size
+    return count
+
+
+class VarListError(TorchSaverError, ValueError):
+    """`var_list` holds values or keys that cannot be saved; `problems` has a line for each."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__(*problems)
+        self.problems = tuple(problems)
+
+    def _message(self) -> str:
+        if len(self.problems) == 1:
+            return f"var_list: {self.problems[0]}"
+        return "\n  ".join([f"var_list has {len(self.problems)} problems:", *self.problems])
+
+
+class VarListTypeError(VarListError, TypeError):
+    """As VarListError, and at least one of the problems is a value or key of the wrong type."""

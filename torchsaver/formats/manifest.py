@@ -1,0 +1,182 @@
+"""What torchsaver adds to a safetensors file: one metadata string, `torchsaver`, of canonical JSON.
+
+    {"format_version": 1, "header_crc32c": "........", "crc32c": {KEY: "........"}, "time": .., "versions": {..},
+     "global_step": ..?, "aliases": {ALIAS: KEY}?, "complex128": [KEY]?, "objects": {..}?, "metadata": ..?, "shards": {..}?}
+
+`crc32c` covers each tensor's bytes. `header_crc32c` covers everything else that has a meaning: this manifest without
+that field, and every key with its dtype and shape; it does not cover the layout, so that a faithful rewrite by another
+tool stays valid. Checksums have a fixed width, so a header's length is known before the data has streamed by.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, NoReturn
+
+import torch
+
+from torchsaver.errors import CorruptCheckpointError, UnsupportedCheckpointError
+from torchsaver.formats.checksum import crc32c, crc32c_hex
+from torchsaver.formats.safetensors_header import TensorSpec, parse_json
+from torchsaver.version import __version__
+
+MANIFEST_KEY = "torchsaver"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint file says of itself beside its tensors; an empty one stands for a third party's file.
+
+    Attributes:
+        global_step: The step given to `save`, or None.
+        time: Seconds since the epoch when the save began.
+        crc32c: CRC-32C of each tensor's bytes, by key.
+        aliases: Other names of tied tensors: {alias: the key it is stored under}.
+        complex128: Keys stored as F64 pairs that are complex128.
+        objects: For each object, the JSON tree its tensors hang in.
+        metadata: The user's own JSON value.
+        shards: In an index: the header checksum of each shard file.
+    """
+
+    global_step: int | None = None
+    time: float | None = None
+    crc32c: Mapping[str, int] = field(default_factory=dict)
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    complex128: frozenset[str] = frozenset()
+    objects: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Any = None
+    shards: Mapping[str, int] = field(default_factory=dict)
+
+    def for_shard(self, keys: Iterable[str]) -> Manifest:
+        """Return the manifest of one shard: what belongs to the whole stays in the index."""
+        return replace(self, complex128=self.complex128 & set(keys), aliases={}, objects={}, metadata=None)
+
+
+def described(specs: Iterable[TensorSpec]) -> dict[str, Any]:
+    """Return the part of a header that `header_crc32c` covers: dtype and shape by key."""
+    return {spec.key: [spec.dtype, list(spec.shape)] for spec in specs}
+
+
+def canonical_json(value: Any) -> str:
+    """Return JSON text that depends on the value alone: sorted keys, no spaces."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def require_json(metadata: Any) -> None:
+    """Check that a user's metadata comes back from JSON as it is.
+
+    Raises:
+        ValueError: It does not: NaN, a tuple, a key that is not a str, an object of a class.
+    """
+    try:
+        text = canonical_json(metadata)
+        text.encode("utf-8")
+        back = json.loads(text)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(
+            f"metadata is no JSON value: {error}; use dict, list, str, finite numbers, bool and None"
+        ) from error
+    if back != metadata:
+        raise ValueError(
+            "metadata would come back from JSON changed (a tuple, a key that is not a str?); use dict and list"
+        )
+
+
+def format_manifest(manifest: Manifest, content: Any) -> tuple[str, int]:
+    """Return the manifest's text and its header checksum; `content` is what else the checksum covers."""
+    fields = _to_json(manifest)
+    checksum = _header_crc32c(fields, content)
+    return canonical_json({**fields, "header_crc32c": crc32c_hex(checksum)}), checksum
+
+
+def parse_manifest(text: str, content: Any, keys: Iterable[str], path: str) -> tuple[Manifest, int]:
+    """Return the manifest in `text` and its header checksum, after checking that against `content`.
+
+    Args:
+        text: The `torchsaver` metadata string.
+        content: What else the header checksum covers.
+        keys: The tensors that are there; every one needs a checksum, unless `shards` has them.
+        path: Named in errors.
+
+    Raises:
+        CorruptCheckpointError: Damaged: the checksum differs, or a field has the wrong type.
+        UnsupportedCheckpointError: Written by a newer format version.
+    """
+    fields = parse_json(text.encode("utf-8", "surrogatepass"), path)
+    version = fields.get("format_version")
+    if type(version) is int and version > FORMAT_VERSION:
+        raise UnsupportedCheckpointError(
+            path, f"format version {version} is newer than {FORMAT_VERSION}; upgrade torchsaver"
+        )
+    stored = fields.pop("header_crc32c", None)
+    checksum = _header_crc32c(fields, content)
+    if stored != crc32c_hex(checksum):
+        raise CorruptCheckpointError(path, 0, f"header checksum is {crc32c_hex(checksum)}, and {stored!r} is stored")
+    manifest = _from_json(fields, path)
+    if not manifest.shards and set(manifest.crc32c) != set(keys):
+        _fail(path, "the checksums are not those of the tensors that are there")
+    return manifest, checksum
+
+
+def _header_crc32c(fields: Mapping[str, Any], content: Any) -> int:
+    return crc32c(canonical_json([fields, content]).encode("utf-8", "surrogatepass"))
+
+
+def _to_json(manifest: Manifest) -> dict[str, Any]:
+    fields = {
+        "format_version": FORMAT_VERSION,
+        "versions": {"torch": torch.__version__, "torchsaver": __version__},
+        "time": manifest.time,
+        "global_step": manifest.global_step,
+        "crc32c": {key: crc32c_hex(value) for key, value in manifest.crc32c.items()},
+        "aliases": dict(manifest.aliases),
+        "complex128": sorted(manifest.complex128),
+        "objects": dict(manifest.objects),
+        "shards": {name: crc32c_hex(value) for name, value in manifest.shards.items()},
+    }
+    fields = {name: value for name, value in fields.items() if value not in (None, {}, [])}
+    return fields if manifest.metadata is None else {**fields, "metadata": manifest.metadata}
+
+
+def _from_json(fields: Mapping[str, Any], path: str) -> Manifest:
+    step, time = fields.get("global_step"), fields.get("time")
+    if step is not None and type(step) is not int:
+        _fail(path, f"global_step is {step!r}")
+    if time is not None and (type(time) not in (int, float) or not math.isfinite(time)):
+        _fail(path, f"time is {time!r}")
+    complex128 = fields.get("complex128", [])
+    if not isinstance(complex128, list) or not all(isinstance(key, str) for key in complex128):
+        _fail(path, "complex128 is not a list of keys")
+    return Manifest(
+        global_step=step,
+        time=time,
+        crc32c=_checksums(fields, "crc32c", path),
+        aliases=_object(fields, "aliases", str, path),
+        complex128=frozenset(complex128),
+        objects=_object(fields, "objects", object, path),
+        metadata=fields.get("metadata"),
+        shards=_checksums(fields, "shards", path),
+    )
+
+
+def _checksums(fields: Mapping[str, Any], name: str, path: str) -> dict[str, int]:
+    texts = _object(fields, name, str, path)
+    try:
+        return {key: int(text, 16) for key, text in texts.items()}
+    except ValueError as error:
+        raise CorruptCheckpointError(path, 0, f"manifest: {name} holds {error}") from error
+
+
+def _object(fields: Mapping[str, Any], name: str, kind: type, path: str) -> dict[str, Any]:
+    value = fields.get(name, {})
+    if not isinstance(value, dict) or not all(isinstance(item, kind) for item in value.values()):
+        _fail(path, f"{name} is not an object of {kind.__name__}")
+    return dict(value)
+
+
+def _fail(path: str, reason: str) -> NoReturn:
+    raise CorruptCheckpointError(path, 0, f"manifest: {reason}")

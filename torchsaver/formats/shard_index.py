@@ -1,0 +1,58 @@
+"""The index of a sharded checkpoint, in the Hugging Face layout: which file holds which key.
+
+    {"metadata": {"total_size": BYTES, "torchsaver": MANIFEST}, "weight_map": {KEY: FILE NAME, ...}}
+
+Shards stand beside the index. `torchsaver` is a text as in a safetensors file; its `shards` holds each shard's header
+checksum, so that shards of two saves are never taken for one checkpoint. A third party's index has none.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from torchsaver.errors import CorruptCheckpointError
+from torchsaver.formats.manifest import MANIFEST_KEY, Manifest, format_manifest, parse_manifest
+from torchsaver.formats.safetensors_header import MAX_HEADER_BYTES, parse_json
+
+MAX_INDEX_BYTES = MAX_HEADER_BYTES
+
+
+def format_index(weight_map: Mapping[str, str], total_bytes: int, manifest: Manifest) -> bytes:
+    """Return the index's bytes for {key: shard file name}; `total_bytes` is the size of all tensors."""
+    content = {"weight_map": dict(weight_map), "total_size": total_bytes}
+    text, _ = format_manifest(manifest, content)
+    index = {"metadata": {"total_size": total_bytes, MANIFEST_KEY: text}, "weight_map": dict(weight_map)}
+    return (json.dumps(index, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode("utf-8")
+
+
+def parse_index(data: bytes, path: str) -> tuple[dict[str, str], Manifest]:
+    """Return {key: shard file name} and the manifest, an empty one for a third party's index.
+
+    Raises:
+        CorruptCheckpointError: Not an index, a checksum that differs, or a shard that is not a plain name beside it.
+        UnsupportedCheckpointError: Written by a newer format version.
+    """
+    index = parse_json(data, path)
+    weight_map, metadata = index.get("weight_map"), index.get("metadata", {})
+    if not isinstance(weight_map, dict) or not isinstance(metadata, dict):
+        raise CorruptCheckpointError(path, 0, "an index has a weight_map and metadata, both objects")
+    for key, name in weight_map.items():
+        if not _is_plain_name(name):
+            raise CorruptCheckpointError(
+                path, 0, f"{key!r} is in {name!r}; a shard is a file beside its index, by name"
+            )
+    if MANIFEST_KEY not in metadata:
+        return weight_map, Manifest()
+    content = {"weight_map": weight_map, "total_size": metadata.get("total_size")}
+    manifest, _ = parse_manifest(str(metadata[MANIFEST_KEY]), content, (), path)
+    if set(manifest.shards) != set(weight_map.values()):
+        raise CorruptCheckpointError(path, 0, "the shards named are not those the keys are in")
+    return weight_map, manifest
+
+
+def _is_plain_name(name: Any) -> bool:
+    separators = {os.sep, os.altsep, "/", "\\", "\0"} - {None}
+    return isinstance(name, str) and name not in ("", ".", "..") and not any(s in name for s in separators if s)

@@ -1,0 +1,171 @@
+"""A tensor's memory as bytes: dtype names, which tensors can be stored, and their values in row-major order.
+
+A dense CPU tensor *is* its bytes: it is written and read with no copy. Any other one (transposed, expanded, conjugated,
+on another device) goes through slabs: sub-tensors that follow each other in row-major order, each at most WINDOW_BYTES,
+so that memory stays bounded whatever the tensor's size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+WINDOW_BYTES = 16 << 20  # the most that is held in a copy at once, above the model
+
+# safetensors' names (safetensors/src/tensor.rs, enum Dtype). complex128 has none: it is stored as pairs of F64.
+TORCH_DTYPES: dict[str, torch.dtype] = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "U16": torch.uint16,
+    "I16": torch.int16,
+    "U32": torch.uint32,
+    "I32": torch.int32,
+    "U64": torch.uint64,
+    "I64": torch.int64,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+    "C64": torch.complex64,
+}
+for _name, _attribute in {  # newer torch has them
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "F8_E4M3FNUZ": "float8_e4m3fnuz",
+    "F8_E5M2FNUZ": "float8_e5m2fnuz",
+    "F8_E8M0": "float8_e8m0fnu",
+    "F4": "float4_e2m1fn_x2",
+}.items():
+    if hasattr(torch, _attribute):
+        TORCH_DTYPES[_name] = getattr(torch, _attribute)
+DTYPE_NAMES: dict[torch.dtype, str] = {dtype: name for name, dtype in TORCH_DTYPES.items()}
+
+_SAME_SIZE_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def dtype_text(dtype: torch.dtype) -> str:
+    """Return a dtype's name without "torch.": "float32"."""
+    return str(dtype).removeprefix("torch.")
+
+
+def why_not_storable(tensor: torch.Tensor) -> str | None:
+    """Return why this tensor has no bytes to store or to fill, with the remedy; None when it has."""
+    if torch.nn.parameter.is_lazy(tensor):
+        return "is a lazy parameter without a shape yet; run one forward pass first"
+    if tensor.is_meta:
+        return "is on the meta device and has no values; give it memory with to_empty() first"
+    if type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
+        return f"is a {type(tensor).__name__}, which keeps its values elsewhere; pass a plain tensor (gather it first)"
+    if tensor.is_nested or tensor.layout != torch.strided:
+        layout = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
+        return f"has the layout {layout}, and only dense tensors can be stored; use to_dense() or store its parts"
+    if tensor.dtype not in DTYPE_NAMES and tensor.dtype != torch.complex128:
+        return f"has dtype {dtype_text(tensor.dtype)}, for which safetensors has no name; convert it first"
+    return None
+
+
+def why_not_writable(tensor: torch.Tensor) -> str | None:
+    """Return why values cannot be restored into this tensor, with the remedy; None when they can."""
+    if (reason := why_not_storable(tensor)) is not None:
+        return reason
+    if _overlaps_itself(tensor):
+        return "is expanded: several elements share one place in memory; restore into a clone() or into its base"
+    if tensor.is_inference() and not is_dense(tensor) and not torch.is_inference_mode_enabled():
+        return "is an inference tensor and not contiguous; restore inside torch.inference_mode()"
+    return None
+
+
+def _overlaps_itself(tensor: torch.Tensor) -> bool:
+    span = 1  # elements that the dimensions seen so far reach over
+    for stride, size in sorted(
+        (stride, size) for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1
+    ):
+        if stride < span:
+            return tensor.numel() > 0
+        span += stride * (size - 1)
+    return False
+
+
+def stored_spec(tensor: torch.Tensor) -> tuple[str, list[int]]:
+    """Return the safetensors dtype name and shape a tensor is stored under.
+
+    complex128 becomes F64 with a last dimension of 2 (real, imaginary); float4 counts values, two a byte.
+    """
+    shape = list(tensor.shape)
+    if tensor.dtype == torch.complex128:
+        return "F64", [*shape, 2]
+    name = DTYPE_NAMES[tensor.dtype]
+    if name == "F4":
+        shape = [*shape[:-1], shape[-1] * 2] if shape else [2]
+    return name, shape
+
+
+def is_dense(tensor: torch.Tensor) -> bool:
+    """Return whether the tensor's memory is its row-major values, on the CPU."""
+    return tensor.device.type == "cpu" and tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg()
+
+
+def byte_view(tensor: torch.Tensor) -> memoryview:
+    """Return the memory of a dense tensor as `nbytes` bytes, writable and shared."""
+    return tensor.detach().reshape(-1).view(torch.uint8).numpy().data
+
+
+def row_major_bytes(tensor: torch.Tensor) -> Iterator[memoryview]:
+    """Yield the tensor's values in row-major order; each piece is valid until the next one is asked for."""
+    tensor = tensor.detach()
+    if is_dense(tensor):
+        yield byte_view(tensor)
+        return
+    for slab in _slabs(tensor):
+        yield byte_view(_plain_bits(slab).contiguous().cpu())
+
+
+def row_major_targets(tensor: torch.Tensor) -> Iterator[memoryview]:
+    """Yield buffers that together take the tensor's values in row-major order; each must be filled before the next.
+
+    A dense tensor's buffer is its own memory. For any other one each buffer is copied into place when the next one is
+    asked for, on the tensor's own device and strides.
+    """
+    target = tensor.detach()
+    if is_dense(target):
+        yield byte_view(target)
+    else:
+        for slab in _slabs(target):
+            staging = torch.empty(slab.shape, dtype=slab.dtype)
+            yield byte_view(staging)
+            if slab.is_neg():
+                slab.copy_(staging)
+            else:
+                _bits(slab).copy_(_bits(staging))
+    if not tensor.is_inference():
+        # Memory was written behind autograd's back: a graph that saved the old values must not use the new ones.
+        torch.autograd.graph.increment_version(tensor)
+
+
+def _slabs(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Yield sub-tensors of at most WINDOW_BYTES that follow each other in row-major order."""
+    if tensor.nbytes <= WINDOW_BYTES or tensor.dim() == 0:
+        if tensor.numel():
+            yield tensor
+        return
+    rows = WINDOW_BYTES // (tensor.nbytes // tensor.shape[0])
+    if rows == 0:
+        for row in tensor:
+            yield from _slabs(row)
+        return
+    for start in range(0, tensor.shape[0], rows):
+        yield tensor[start : start + rows]
+
+
+def _plain_bits(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the tensor without pending conjugation or negation, as integers of the same size."""
+    return _bits(tensor.resolve_conj().resolve_neg())
+
+
+def _bits(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the tensor seen as integers of its item size, so that copies move bits and exist for every dtype."""
+    if tensor.is_complex() or tensor.is_neg():
+        return tensor
+    return tensor.view(_SAME_SIZE_INTEGERS[tensor.element_size()])

@@ -1,0 +1,132 @@
+"""Looking into checkpoints: TF's printed listing, and a description with everything but the values."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from torchsaver.formats.tensor_bytes import dtype_text
+from torchsaver.reader import CheckpointReader, load_checkpoint
+
+
+@dataclass(frozen=True)
+class TensorDescription:
+    """A stored tensor without its values; `nbytes` is its size in the file."""
+
+    key: str
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class CheckpointDescription:
+    """A checkpoint without its values: what `torchsaver inspect` shows.
+
+    Attributes:
+        save_path: Its prefix or file.
+        files: The files it is in.
+        global_step, time, metadata: As saved; None in a third party's file. Time in seconds since the epoch.
+        tensors: Sorted by key.
+        aliases: Other names of tied tensors.
+        objects: Keys of the objects it holds the state of.
+    """
+
+    save_path: str
+    files: tuple[str, ...]
+    global_step: int | None
+    time: float | None
+    metadata: Any
+    tensors: tuple[TensorDescription, ...]
+    aliases: dict[str, str]
+    objects: tuple[str, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Size of all tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+    @property
+    def elements(self) -> int:
+        """Number of values in all tensors; a scalar counts as one."""
+        return sum(math.prod(tensor.shape) for tensor in self.tensors)
+
+
+def describe_checkpoint(reader: CheckpointReader) -> CheckpointDescription:
+    """Return a description of an open checkpoint, from its headers alone."""
+    tensors = ((key, reader.stored(key)) for key in reader.keys())
+    return CheckpointDescription(
+        save_path=reader.save_path,
+        files=tuple(file.path for file in reader.files),
+        global_step=reader.global_step,
+        time=reader.manifest.time,
+        metadata=reader.metadata,
+        tensors=tuple(TensorDescription(key, dtype_text(t.dtype), t.shape, t.nbytes) for key, t in tensors),
+        aliases=dict(reader.aliases),
+        objects=tuple(sorted(reader.object_trees)),
+    )
+
+
+def format_value(tensor: torch.Tensor) -> str:
+    """Return a value as numpy prints it; dtypes numpy lacks are shown as the float32 they are exactly."""
+    if tensor.dtype == getattr(torch, "float4_e2m1fn_x2", None):
+        return f"{tensor.view(torch.uint8).numpy()} (two float4 a byte)"
+    exotic = tensor.dtype == torch.bfloat16 or dtype_text(tensor.dtype).startswith("float8")
+    array = (tensor.float() if exotic else tensor).numpy()
+    return str(array[()])
+
+
+def print_tensors_in_checkpoint_file(
+    file_name: str | os.PathLike[str],
+    *,
+    tensor_name: str | None = None,
+    all_tensors: bool = False,
+    all_tensor_names: bool = False,
+    count_exclude_pattern: str = "",
+) -> None:
+    """Print the tensors of a checkpoint, in TF's format.
+
+    With `all_tensors` or `all_tensor_names`, a line for each; else, with `tensor_name`, that one with its value; else
+    the reader's summary. The last line counts the parameters. Unlike TF, an error is raised, not printed.
+
+    Args:
+        file_name: A prefix or file; a directory stands for its newest checkpoint.
+        tensor_name: The one to print; when it is not there, that is printed.
+        all_tensors: Print every tensor with its value.
+        all_tensor_names: Print every tensor's name, dtype and shape.
+        count_exclude_pattern: Regular expression; tensors whose name it is found in are not counted.
+
+    Raises:
+        CheckpointNotFoundError, CorruptCheckpointError, UnsupportedCheckpointError, OSError: As `load_checkpoint`.
+        re.error: `count_exclude_pattern` is no regular expression.
+    """
+    excluded = re.compile(count_exclude_pattern) if count_exclude_pattern else None
+    with load_checkpoint(file_name) as reader:
+        if all_tensors or all_tensor_names:
+            for key in reader.keys():
+                _print_tensor(reader, key, with_value=all_tensors)
+        elif tensor_name:
+            if not reader.has_tensor(tensor_name):
+                print(f"Tensor {tensor_name} not found in checkpoint")
+                return
+            _print_tensor(reader, tensor_name, with_value=True)
+        else:
+            print(reader.debug_string().decode("utf-8"))
+        counts = {key: math.prod(reader.stored(key).shape) for key in reader.keys()}
+    if excluded is not None:
+        left_out = [key for key in counts if excluded.search(key)]
+        count = sum(counts.pop(key) for key in left_out)
+        print(f"# Excluding {len(left_out)} tensors ({count} params) that match {count_exclude_pattern} when counting.")
+    print(f"# Total number of params: {sum(counts.values())}")
+
+
+def _print_tensor(reader: CheckpointReader, key: str, *, with_value: bool) -> None:
+    stored = reader.stored(key)
+    print(f"tensor: {key} ({dtype_text(stored.dtype)}) {list(stored.shape)}")
+    if with_value:
+        print(format_value(reader.get_tensor(key)))

@@ -1,0 +1,314 @@
+"""class Saver: saving and restoring as procedures, each step of which lives in a module of its own."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+
+from torchsaver import arguments, restoring, retention
+from torchsaver.errors import VarListError
+from torchsaver.formats.manifest import Manifest, require_json
+from torchsaver.reader import CheckpointReader
+from torchsaver.retention import Record
+from torchsaver.storage import disk, paths, state_file
+from torchsaver.storage.checkpoint_files import get_checkpoint_mtimes, remove_checkpoint, write_checkpoint
+from torchsaver.variables.objects import gather
+from torchsaver.variables.restore_plan import RestoreReport, plan_restore
+from torchsaver.variables.var_list import Entry, Slots, read_var_list, resolve
+
+logger = logging.getLogger("torchsaver")
+
+
+class Saver:
+    """Saves variables to checkpoints and restores them; a port of tf.train.Saver.
+
+    What may be saved:
+        - `{"variable_1": v1, ...}`: at save the key a value goes under, at restore the key it comes from. Renaming and
+          swapping are just another dict.
+        - `[v1, v2]` of `Variable`s, or of tensors of a tracked or `names_from=` module: under their names.
+        - `[("w", p), ...]`, `model.named_parameters()`: under the names given.
+        - a Module: its `state_dict()` keys, tied tensors once.
+        - `{"model": model, "optimizer": opt}`: the dict's key, a dot, the object's own keys.
+        - nothing: every live variable and module of the current `Collection`.
+
+    Values are looked up at each save and restore, so a moved or converted module is saved as it is then. A Saver is
+    used by one thread at a time; it keeps what it was given alive, and opens no file between calls.
+
+    Unlike TF, there is no session and no graph; restoring is all or nothing; paths in the state file are relative; all
+    missing parent directories are made; a checkpoint is one checkpoint however its path is spelled.
+
+    Args:
+        var_list: What to save, as above.
+        reshape: Restore stored values into another shape of the same number of elements.
+        max_to_keep: How many recent checkpoints stay; 0 or None: all of them, and none is remembered.
+        keep_checkpoint_every_n_hours: One checkpoint for each such period stays for ever; None switches that off.
+            As in TF, 0 keeps every file.
+        allow_empty: With nothing to save, do nothing instead of raising.
+        defer_build: Take the variables of the collection at `build()`, not now.
+        pad_step_number: Write steps with eight digits at least.
+        save_relative_paths: Write paths into the state file relative to it, so that the directory can be moved.
+        names_from: A module in which the tensors of a list are looked up for their names.
+        max_shard_bytes: Write larger checkpoints as several files with an index, in the Hugging Face layout.
+
+    Raises:
+        VarListError: Values or keys that cannot be saved, all of them at once; VarListTypeError if a type is among them.
+        TypeError, ValueError: Another argument has the wrong type or value.
+    """
+
+    def __init__(
+        self,
+        var_list: Any = None,
+        *,
+        reshape: bool = False,
+        max_to_keep: int | None = 5,
+        keep_checkpoint_every_n_hours: float | None = 10000.0,
+        allow_empty: bool = False,
+        defer_build: bool = False,
+        pad_step_number: bool = False,
+        save_relative_paths: bool = True,
+        names_from: torch.nn.Module | None = None,
+        max_shard_bytes: int | None = None,
+    ) -> None:
+        if defer_build and var_list:
+            raise ValueError("defer_build takes the variables of the collection at build(); leave var_list out")
+        self._reshape = bool(reshape)
+        self._max_to_keep = arguments.whole_number(max_to_keep, "max_to_keep", least=0) or 0
+        self._every_n_hours = arguments.hours(keep_checkpoint_every_n_hours)
+        self._allow_empty = bool(allow_empty)
+        self._pad_step_number = bool(pad_step_number)
+        self._save_relative_paths = bool(save_relative_paths)
+        self._names_from = names_from
+        self._max_shard_bytes = arguments.whole_number(max_shard_bytes, "max_shard_bytes", least=1)
+        self._var_list = var_list
+        self._entries: list[Entry] | None = None
+        self._window = retention.Window()
+        if not defer_build:
+            self.build()
+
+    def build(self) -> None:
+        """Take the variables to save, now; a second call does nothing. Only needed after `defer_build=True`.
+
+        Raises:
+            VarListError: As the constructor.
+        """
+        if self._entries is not None:
+            return
+        entries = read_var_list(self._var_list, self._names_from)
+        if not self._allow_empty:
+            _require_something(resolve(entries))
+        self._entries = entries
+        self._var_list = None  # a generator is used up
+        self._window = retention.open_window(time.time(), self._every_n_hours)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The constructor's keyword arguments: `Saver(other_vars, **saver.settings)` (TF: saver_def)."""
+        return {
+            "reshape": self._reshape,
+            "max_to_keep": self._max_to_keep,
+            "keep_checkpoint_every_n_hours": None if math.isinf(self._every_n_hours) else self._every_n_hours,
+            "allow_empty": self._allow_empty,
+            "pad_step_number": self._pad_step_number,
+            "save_relative_paths": self._save_relative_paths,
+            "names_from": self._names_from,
+            "max_shard_bytes": self._max_shard_bytes,
+        }
+
+    # ---- save
+
+    def save(
+        self,
+        save_path: str | os.PathLike[str],
+        global_step: int | torch.Tensor | None = None,
+        *,
+        latest_filename: str | None = None,
+        write_state: bool = True,
+        metadata: Any = None,
+    ) -> str | None:
+        """Save the variables to a checkpoint, make it the newest of its directory, and let old ones go.
+
+        The order is the promise: the checkpoint is durable under its name before the state file names it, and only
+        then are old checkpoints removed. An error anywhere leaves the older ones, the state file and this saver's list
+        as they were.
+
+        Args:
+            save_path: Prefix of the checkpoint; missing directories are made.
+            global_step: Added to the prefix, "run/model.ckpt-1000", and stored. An integer of Python or numpy, or a
+                0-d tensor; as in TF, a float tensor is cut to an integer.
+            latest_filename: Name of the state file, "checkpoint" by default.
+            write_state: False writes the checkpoint only: it is not listed, not counted and never removed.
+            metadata: Any JSON value, stored with the checkpoint.
+
+        Returns:
+            The prefix, for `restore`; None when there is nothing to save and `allow_empty`.
+
+        Raises:
+            RuntimeError: `build()` has not been called.
+            VarListError: A tensor that cannot be stored (meta, sparse, ...), or doubled keys: all of them.
+            TypeError, ValueError: An argument has the wrong type or value.
+            OSError: The disk is full, the directory may not be written, a directory has the file's name, ...
+        """
+        slots = resolve(self._built_entries())
+        prefix, step = self._new_prefix(save_path, global_step, latest_filename)
+        require_json(metadata)
+        if not slots and self._allow_empty:
+            return None
+        _require_something(slots)
+        tensors, trees = gather(slots)
+        now = time.time()
+        manifest = Manifest(
+            global_step=step,
+            time=now,
+            aliases=slots.aliases,
+            complex128=frozenset(key for key, tensor in tensors.items() if tensor.dtype == torch.complex128),
+            objects=trees,
+            metadata=metadata,
+        )
+        directory = os.path.dirname(prefix)
+        disk.make_directories(directory)
+        disk.require_room_for(paths.checkpoint_file(prefix))
+        disk.require_room_for(paths.index_file(prefix))
+        disk.sweep(directory)
+        write_checkpoint(prefix, tensors, manifest, self._max_shard_bytes)
+        if write_state:
+            self._record(Record(prefix, now, paths.identity(prefix)), latest_filename)
+            self._remove_doomed()
+        return prefix
+
+    def _new_prefix(
+        self, save_path: str | os.PathLike[str], global_step: Any, latest_filename: str | None
+    ) -> tuple[str, int | None]:
+        """Return the prefix and step of a save, after checking that its files and the state file get on."""
+        arguments.require_plain_name(latest_filename)
+        step = arguments.step_number(global_step)
+        prefix = paths.step_prefix(paths.path_text(save_path), step, self._pad_step_number)
+        name = os.path.basename(prefix)
+        if not name:
+            raise ValueError(f"save_path {prefix!r} has no file name; add one: {os.path.join(prefix, 'model.ckpt')!r}")
+        state_name = paths.STATE_FILE if latest_filename is None else latest_filename
+        if state_name in (name, paths.checkpoint_file(name), paths.index_file(name)):
+            raise ValueError(
+                f"checkpoint {prefix!r} and the state file {state_name!r} collide; rename one or give a step"
+            )
+        return prefix, step
+
+    def _record(self, record: Record, latest_filename: str | None) -> None:
+        """Make `record` the newest: in the state file first, and in the list once that is durable."""
+        window = self._window
+        if self._max_to_keep:
+            window = retention.record_save(window, record, self._max_to_keep)
+        kept = window.last if self._max_to_keep else (record,)
+        directory = os.path.dirname(record.prefix)
+        if self._save_relative_paths:
+            state = state_file.relative_state(directory, [kept_record.identity for kept_record in kept])
+        else:
+            state = state_file.generate_checkpoint_state_proto(
+                directory, record.prefix, all_model_checkpoint_paths=[kept_record.prefix for kept_record in kept]
+            )
+        state_file.write_state(paths.state_file(directory, latest_filename), state)
+        self._window = window
+
+    def _remove_doomed(self) -> None:
+        """Remove checkpoints that have left the window; what cannot be removed is tried again after the next save."""
+        self._window, decisions = retention.choose(self._window, self._every_n_hours)
+        failed = []
+        for decision in decisions:
+            if not decision.keep:
+                try:
+                    remove_checkpoint(decision.record.identity)
+                except OSError as error:
+                    logger.warning("could not remove the old checkpoint %s: %s", decision.record.prefix, error)
+                    failed.append(decision.record)
+        self._window = retention.doom_again(self._window, failed)
+
+    # ---- restore
+
+    def restore(self, save_path: str | os.PathLike[str], *, strict: bool = True, verify: bool = True) -> RestoreReport:
+        """Restore the variables from a checkpoint, in place: all of them, or, with an error, none.
+
+        Everything is checked first: keys, shapes, dtypes, and the checksums of what is to be restored. Then values go
+        straight from the file into the tensors, on their own devices and strides; nothing is cast or broadcast.
+
+        Args:
+            save_path: What `save` or `latest_checkpoint` returned, or a third party's .safetensors or index file.
+            strict: False skips keys the checkpoint does not have, and says so in the report.
+            verify: False skips the checksums: then a damaged value, or an error while reading, shows when others have
+                been restored already, or not at all.
+
+        Returns:
+            What was restored, what was skipped, and the checkpoint's step and metadata.
+
+        Raises:
+            RuntimeError: `build()` has not been called.
+            CheckpointNotFoundError: Nothing is there.
+            MismatchError: Missing keys, other shapes (see `reshape`), other dtypes: all of them.
+            CorruptCheckpointError: Damaged bytes.
+            UnsupportedCheckpointError: Readable, but not by this version.
+            OSError: As the system gave it.
+        """
+        started = time.perf_counter()
+        slots = resolve(self._built_entries())
+        if not slots and self._allow_empty:
+            return RestoreReport()
+        with CheckpointReader(save_path) as reader:
+            plan = plan_restore(slots, reader, strict=strict, reshape=self._reshape)
+            restoring.require_equal_ties(plan, reader)
+            if verify:
+                reader.verify(restoring.stored_keys(plan))
+            restoring.load_objects(slots, plan, reader)
+            restoring.fill_tensors(slots, plan, reader)
+            return RestoreReport(
+                save_path=reader.save_path,
+                restored=(*plan.sources, *plan.objects),
+                aliases=plan.aliases,
+                missing=tuple(plan.missing),
+                unused=tuple(plan.unused),
+                global_step=reader.global_step,
+                metadata=reader.metadata,
+                bytes=sum(reader.stored(key).nbytes for key in restoring.stored_keys(plan)),
+                seconds=time.perf_counter() - started,
+            )
+
+    # ---- the list of checkpoints
+
+    @property
+    def last_checkpoints(self) -> list[str]:
+        """Prefixes that are remembered, oldest first; a new list each time."""
+        return [record.prefix for record in self._window.last]
+
+    def set_last_checkpoints(self, last_checkpoints: list[str]) -> None:
+        """Replace the list, oldest first. As in TF, these are never removed when they leave it, and nothing is checked."""
+        if not isinstance(last_checkpoints, list):
+            raise TypeError(f"last_checkpoints is a list of prefixes, not {type(last_checkpoints).__name__}")
+        self.set_last_checkpoints_with_time([(prefix, math.inf) for prefix in last_checkpoints])
+
+    def set_last_checkpoints_with_time(self, last_checkpoints_with_time: Sequence[tuple[str, float]]) -> None:
+        """Replace the list by (prefix, seconds since the epoch), oldest first; nothing is checked."""
+        records = [(paths.path_text(prefix, "prefix"), float(saved)) for prefix, saved in last_checkpoints_with_time]
+        last = tuple(Record(prefix, saved, paths.identity(prefix)) for prefix, saved in records)
+        self._window = retention.Window(last, self._window.doomed, self._window.next_kept_time)
+
+    def recover_last_checkpoints(self, checkpoint_paths: Iterable[str]) -> None:
+        """Replace the list by those of these prefixes that exist, in this order, with their modification times.
+
+        After a restart, so that old checkpoints go on being removed:
+        `saver.recover_last_checkpoints(get_checkpoint_state(checkpoint_dir).all_model_checkpoint_paths)`
+        """
+        found = [(path, mtime) for path in checkpoint_paths for mtime in get_checkpoint_mtimes([path])]
+        self.set_last_checkpoints_with_time(found)
+
+    def _built_entries(self) -> list[Entry]:
+        if self._entries is None:
+            raise RuntimeError("this Saver was made with defer_build=True; call build() first")
+        return self._entries
+
+
+def _require_something(slots: Slots) -> None:
+    if not slots:
+        raise VarListError(["there is nothing to save; pass variables, or allow_empty=True"])

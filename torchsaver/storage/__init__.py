@@ -1,0 +1,1 @@
+"""WHERE a checkpoint is: a directory on disk; never a user's object."""

@@ -1,0 +1,144 @@
+"""A checkpoint's files as a whole: written so that the old one counts until the new one is there, found, removed."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+import torch
+
+from torchsaver.errors import CorruptCheckpointError, UnsupportedCheckpointError
+from torchsaver.formats.manifest import Manifest
+from torchsaver.formats.regular_file import read_regular
+from torchsaver.formats.safetensors_file import write_safetensors
+from torchsaver.formats.shard_index import MAX_INDEX_BYTES, format_index, parse_index
+from torchsaver.storage import disk, paths
+
+logger = logging.getLogger("torchsaver")
+
+
+def write_checkpoint(
+    prefix: str, tensors: Mapping[str, torch.Tensor], manifest: Manifest, max_shard_bytes: int | None = None
+) -> None:
+    """Write tensors and manifest under `prefix`, durably, in place of any checkpoint that is there.
+
+    Args:
+        prefix: Its directory exists.
+        tensors: By key; each is streamed from its memory.
+        manifest: What is stored beside them.
+        max_shard_bytes: Above this size the tensors go into several files with an index; None: always one file.
+
+    Raises:
+        OSError: Nothing has changed, or (while the index is written) the old checkpoint still counts.
+    """
+    old = _files_of(prefix)
+    shards = _plan_shards(tensors, max_shard_bytes)
+    new = _write_single(prefix, tensors, manifest) if len(shards) == 1 else _write_shards(prefix, shards, manifest)
+    for path in old:
+        if path not in new:
+            _remove_superseded(path)
+
+
+def _remove_superseded(path: str) -> None:
+    try:
+        disk.remove(path)
+    except OSError as error:  # the new checkpoint is there and counts
+        logger.warning("could not remove %s, which a new save has replaced: %s", path, error)
+
+
+def _write_single(prefix: str, tensors: Mapping[str, torch.Tensor], manifest: Manifest) -> list[str]:
+    path = paths.checkpoint_file(prefix)
+    with disk.Stage() as stage:
+        write_safetensors(stage.create(path), tensors, manifest)
+        stage.publish()
+    if os.path.lexists(paths.index_file(prefix)):  # an index counts before a file: without it the new one counts
+        disk.remove(paths.index_file(prefix))
+        disk.sync_directory(os.path.dirname(prefix))
+    return [path]
+
+
+def _write_shards(prefix: str, shards: list[dict[str, torch.Tensor]], manifest: Manifest) -> list[str]:
+    names = paths.shard_files(prefix, len(shards))
+    checksums, weight_map = {}, {}
+    try:
+        with disk.Stage() as stage:
+            for path, tensors in zip(names, shards, strict=True):
+                name = os.path.basename(path)
+                checksums[name] = write_safetensors(stage.create(path), tensors, manifest.for_shard(tensors))
+                weight_map.update(dict.fromkeys(tensors, name))
+            stage.publish()
+        total_bytes = sum(tensor.nbytes for tensors in shards for tensor in tensors.values())
+        whole = replace(manifest, complex128=frozenset(), shards=checksums)
+        disk.write_atomic(paths.index_file(prefix), format_index(weight_map, total_bytes, whole))  # the commit point
+    except BaseException:
+        for path in names:  # without an index they are nothing; none of these names was taken before
+            disk.remove(path)
+        raise
+    return [paths.index_file(prefix), *names]
+
+
+def _plan_shards(tensors: Mapping[str, torch.Tensor], max_shard_bytes: int | None) -> list[dict[str, torch.Tensor]]:
+    """Return groups of at most `max_shard_bytes` in sorted key order; a larger tensor is a group of its own."""
+    shards: list[dict[str, torch.Tensor]] = [{}]
+    room = max_shard_bytes
+    for key in sorted(tensors):
+        nbytes = tensors[key].nbytes
+        if room is not None and max_shard_bytes is not None:
+            if nbytes > room and shards[-1]:
+                shards.append({})
+                room = max_shard_bytes
+            room -= nbytes
+        shards[-1][key] = tensors[key]
+    return shards
+
+
+def _files_of(prefix: str) -> list[str]:
+    """Return the files of the checkpoint `prefix`, what makes it count first: index, shards, the single file.
+
+    Shards are those its index names, as far as these are names we give: text in a file never decides what is removed.
+    """
+    directory = os.path.dirname(prefix)
+    index = paths.index_file(prefix)
+    files = []
+    if os.path.isfile(index):
+        files = [index, *(os.path.join(directory, name) for name in _shard_names(prefix, index))]
+    if os.path.isfile(paths.checkpoint_file(prefix)):
+        files.append(paths.checkpoint_file(prefix))
+    return files
+
+
+def _shard_names(prefix: str, index: str) -> list[str]:
+    try:
+        weight_map, _ = parse_index(read_regular(index, MAX_INDEX_BYTES), index)
+    except (CorruptCheckpointError, UnsupportedCheckpointError):  # it names nothing that can be trusted
+        return []
+    return sorted(name for name in set(weight_map.values()) if paths.is_shard_of(prefix, name))
+
+
+def remove_checkpoint(checkpoint_prefix: str | os.PathLike[str]) -> None:
+    """Remove the files of a checkpoint: PREFIX.safetensors, or its index and shards.
+
+    As in TF, it is silent when nothing is there, and the state file and savers are not told. Unlike TF, the prefix is
+    literal: `*`, `?` and `[` match only themselves.
+
+    Raises:
+        OSError: A file cannot be removed.
+    """
+    for path in _files_of(paths.path_text(checkpoint_prefix, "checkpoint_prefix")):
+        disk.remove(path)
+
+
+def checkpoint_exists(checkpoint_prefix: str | os.PathLike[str]) -> bool:
+    """Return whether there is a checkpoint of this prefix (literal), or a file of that very name; nothing is read.
+
+    Unlike TF, a directory of that name is none.
+    """
+    return paths.find_checkpoint(paths.path_text(checkpoint_prefix, "checkpoint_prefix")) is not None
+
+
+def get_checkpoint_mtimes(checkpoint_prefixes: Iterable[str | os.PathLike[str]]) -> list[float]:
+    """Return modification times in seconds since the epoch; as in TF, prefixes that are not there are left out."""
+    files = (paths.find_checkpoint(paths.path_text(prefix, "checkpoint_prefixes")) for prefix in checkpoint_prefixes)
+    return [os.stat(path).st_mtime for path in files if path is not None]

@@ -1,0 +1,250 @@
+"""Every call that changes the disk: files that appear whole and durable or not at all, removal, and the sweep.
+
+A file is written under a temporary name in its own directory, synced, and renamed into place; then the directory is
+synced. A lock on the temporary file says that its writer is alive: `sweep` removes those whose writer is not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import stat
+from collections.abc import Iterator
+from types import TracebackType
+
+from torchsaver.storage import paths
+
+try:
+    import fcntl
+except ImportError:  # Windows: no lock, so no sweep either
+    fcntl = None  # type: ignore[assignment]
+
+logger = logging.getLogger("torchsaver")
+
+_BUFFER_BYTES = 1 << 20  # gathers small tensors into one call; larger pieces pass it by
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
+class NewFile:
+    """A file being written under a temporary name; it takes its own name when its Stage is published.
+
+    Owned by its Stage. Bytes go to the position reached so far, or to the start; small ones are gathered first.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._temporary, self._fd = _create_temporary(path)
+        self._position = 0
+        self._pending = bytearray()
+
+    def skip(self, nbytes: int) -> None:
+        """Go on `nbytes` further; what is left out reads as zeros until it is written."""
+        self._flush()
+        self._position += nbytes
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Write `data` at the position reached."""
+        if len(self._pending) + len(data) > _BUFFER_BYTES:
+            self._flush()
+        if len(data) > _BUFFER_BYTES:
+            self._write_at(self._position, data)
+            self._position += len(data)
+        else:
+            self._pending += data
+
+    def write_start(self, data: bytes) -> None:
+        """Write `data` at the start of the file."""
+        self._write_at(0, data)
+
+    def sync(self) -> None:
+        """Hand the bytes to the device and wait for it. After an error the file is lost: fsync must not be tried again."""
+        self._flush()
+        with _naming(self.path):
+            os.fsync(self._fd)
+
+    def rename(self) -> None:
+        """Give the file its own name, in place of what had it."""
+        with _naming(self.path):
+            os.replace(self._temporary, self.path)
+        self._temporary = ""
+
+    def close(self) -> None:
+        """Close the file, and remove it if it has not got its name; a failure is logged, the sweep will see to it."""
+        try:
+            if self._temporary:
+                remove(self._temporary)
+            os.close(self._fd)
+        except OSError as error:
+            logger.warning("could not clear away %s, left by a save of %s: %s", self._temporary, self.path, error)
+
+    def _flush(self) -> None:
+        pending, self._pending = self._pending, bytearray()
+        self._write_at(self._position, pending)
+        self._position += len(pending)
+
+    def _write_at(self, position: int, data: bytes | bytearray | memoryview) -> None:
+        with _naming(self.path):
+            done = 0
+            while done < len(data):
+                done += os.pwrite(self._fd, memoryview(data)[done:], position + done)
+
+
+class Stage:
+    """New files that get their names together, in the order made, once all of them are on the device.
+
+    Used as a context; leaving it without `publish` removes what was written.
+    """
+
+    def __init__(self) -> None:
+        self._files: list[NewFile] = []
+
+    def create(self, path: str) -> NewFile:
+        """Return a new file that is to become `path`, after what was staged before is safe on the device."""
+        if self._files:
+            self._files[-1].sync()
+        self._files.append(NewFile(path))
+        return self._files[-1]
+
+    def publish(self) -> None:
+        """Sync the files, rename them, and sync their directories; then they are there for good."""
+        if self._files:
+            self._files[-1].sync()
+        for file in self._files:
+            file.rename()
+        for directory in {os.path.dirname(file.path) for file in self._files}:
+            sync_directory(directory)
+
+    def __enter__(self) -> Stage:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for file in self._files:
+            file.close()
+
+
+def write_atomic(path: str, data: bytes) -> None:
+    """Replace `path` by a file of these bytes: whole, durable, or not at all.
+
+    Raises:
+        OSError: Naming `path`; the old file is as it was.
+    """
+    with Stage() as stage:
+        stage.create(path).write(data)
+        stage.publish()
+
+
+def make_directories(directory: str) -> None:
+    """Create a directory and the missing ones above it, durably; an existing one is left alone.
+
+    Raises:
+        NotADirectoryError, FileExistsError: A file is in the way.
+    """
+    directory = directory or "."
+    if os.path.isdir(directory):
+        return
+    parent = os.path.dirname(directory.rstrip(os.sep))
+    if parent != directory:
+        make_directories(parent)
+    with contextlib.suppress(FileExistsError) if os.path.isdir(directory) else contextlib.nullcontext():
+        os.mkdir(directory)
+        sync_directory(parent)
+
+
+def require_room_for(path: str) -> None:
+    """Check that a file can take the name `path`: no directory has it, and the system allows it.
+
+    Raises:
+        IsADirectoryError: A directory stands there.
+        OSError: The name is too long, or the place may not be looked at.
+    """
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    if stat.S_ISDIR(mode):
+        message = "a directory stands where the checkpoint file goes; move it away or save under another name"
+        raise IsADirectoryError(errno.EISDIR, message, path)
+
+
+def remove(path: str) -> None:
+    """Remove one file by its literal name; one that is gone already is no error."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+def sync_directory(directory: str) -> None:
+    """Wait until names in `directory` are on the device (a rename is durable only then)."""
+    fd = os.open(directory or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with _naming(directory or "."):
+            os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def sweep(directory: str) -> None:
+    """Remove temporary files whose writers have died; those of live writers are left alone."""
+    if fcntl is None:
+        return
+    for name in os.listdir(directory or "."):
+        if paths.is_temporary(name):
+            path = os.path.join(directory, name)
+            try:
+                _remove_if_abandoned(path)
+            except OSError as error:  # it is in nobody's way; the next save tries again
+                logger.warning("could not remove the leftover %s: %s", path, error)
+
+
+def _remove_if_abandoned(path: str) -> None:
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:  # its writer has just finished
+        return
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        remove(path)
+    except BlockingIOError:  # its writer is alive
+        pass
+    finally:
+        os.close(fd)
+
+
+def _create_temporary(path: str) -> tuple[str, int]:
+    directory = os.path.dirname(path)
+    while True:
+        temporary = paths.temporary_file(directory)
+        with _naming(path):
+            # The mode is cut by the umask. O_EXCL and O_NOFOLLOW: a planted file or link is never written through.
+            fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        if _lock(fd):
+            return temporary, fd
+        os.close(fd)
+
+
+def _lock(fd: int) -> bool:
+    """Lock a new temporary file; False when another process's sweep took it between its creation and the lock."""
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks: nobody can sweep there
+        return True
+    return os.fstat(fd).st_nlink > 0
+
+
+@contextlib.contextmanager
+def _naming(path: str) -> Iterator[None]:
+    """Let an OSError name the file the caller knows, and say what to do about a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _NO_SPACE:
+            message = f"{os.strerror(error.errno)}: the file was not written and nothing was removed; free space and save again"
+            raise OSError(error.errno, message, path) from error
+        raise OSError(error.errno, error.strerror or str(error), path) from error

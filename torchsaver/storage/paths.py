@@ -1,0 +1,120 @@
+"""Every file name torchsaver writes, and its parser: prefix, step, shard, temporary.
+
+    PREFIX                                     what save() returns: DIR/model.ckpt-1000
+    PREFIX.safetensors                         the checkpoint in one file
+    PREFIX.safetensors.index.json              the index of a sharded one; where both are there, the index counts
+    PREFIX-00001-of-00003.safetensors          a shard; PREFIX-<8 hex>-00001-of-00003.safetensors if that name is taken
+    DIR/checkpoint                             the state file
+    DIR/.torchsaver-<16 hex>.tmp               being written, or left by a writer that died
+
+Names are literal: nothing here is ever a pattern.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+from typing import Any
+
+FILE_ENDING = ".safetensors"
+INDEX_ENDING = ".safetensors.index.json"
+STATE_FILE = "checkpoint"
+_TEMPORARY = re.compile(r"\.torchsaver-[0-9a-f]{16}\.tmp")
+
+
+def path_text(path: Any, what: str = "save_path") -> str:
+    """Return a str, bytes or os.PathLike path as text.
+
+    Raises:
+        TypeError: `path` is none of them.
+    """
+    if not isinstance(path, (str, bytes, os.PathLike)):
+        raise TypeError(f"{what} is a path: str, bytes or os.PathLike, not {type(path).__name__}")
+    return os.fsdecode(path)
+
+
+def checkpoint_file(prefix: str) -> str:
+    """Return the file of a checkpoint that is in one file."""
+    return prefix + FILE_ENDING
+
+
+def index_file(prefix: str) -> str:
+    """Return the index of a sharded checkpoint."""
+    return prefix + INDEX_ENDING
+
+
+def shard_file(prefix: str, number: int, count: int, mark: str = "") -> str:
+    """Return the name of shard `number` (from 1) of `count`; `mark` sets it apart where the plain name is taken."""
+    return f"{prefix}{'-' + mark if mark else ''}-{number:05d}-of-{count:05d}{FILE_ENDING}"
+
+
+def shard_files(prefix: str, count: int) -> list[str]:
+    """Return names for `count` shards, none of which is there already.
+
+    A shard is never overwritten: until the new index is there, the old one needs it.
+    """
+    mark = ""
+    while True:
+        names = [shard_file(prefix, number, count, mark) for number in range(1, count + 1)]
+        if not any(os.path.lexists(name) for name in names):
+            return names
+        mark = secrets.token_hex(4)
+
+
+def is_shard_of(prefix: str, name: str) -> bool:
+    """Return whether `name` is a file name that `shard_files` gives for this prefix."""
+    stem = re.escape(os.path.basename(prefix))
+    return re.fullmatch(rf"{stem}(-[0-9a-f]{{8}})?-\d{{5,}}-of-\d{{5,}}{re.escape(FILE_ENDING)}", name) is not None
+
+
+def find_checkpoint(save_path: str) -> str | None:
+    """Return the file a prefix stands for: its index, its file, or a file of that very name; None when there is none.
+
+    Only a file that is really gone is None; a directory that may not be read is an OSError.
+    """
+    for path in (index_file(save_path), checkpoint_file(save_path)):
+        if _is_there(path):
+            return path
+    return save_path if save_path and _is_there(save_path) and not os.path.isdir(save_path) else None
+
+
+def _is_there(path: str) -> bool:
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL, which no file name holds
+        return False
+    return True
+
+
+def is_index(path: str) -> bool:
+    """Return whether `path` is named as a shard index."""
+    return path.endswith(".index.json")
+
+
+def state_file(directory: str, latest_filename: str | None = None) -> str:
+    """Return the path of the state file in `directory`."""
+    return os.path.join(directory, STATE_FILE if latest_filename is None else latest_filename)
+
+
+def step_prefix(save_path: str, global_step: int | None, pad_step_number: bool) -> str:
+    """Return the prefix for a step: `save_path`, or `save_path-STEP`, of eight digits at least when padded."""
+    if global_step is None:
+        return save_path
+    return f"{save_path}-{global_step:08d}" if pad_step_number else f"{save_path}-{global_step}"
+
+
+def temporary_file(directory: str) -> str:
+    """Return a new, unpredictable temporary name in `directory`."""
+    return os.path.join(directory, f".torchsaver-{secrets.token_hex(8)}.tmp")
+
+
+def is_temporary(name: str) -> bool:
+    """Return whether `name` is a file name `temporary_file` makes."""
+    return _TEMPORARY.fullmatch(name) is not None
+
+
+def identity(prefix: str) -> str:
+    """Return what makes two spellings of a prefix one checkpoint: the real directory and the literal name."""
+    directory, name = os.path.split(prefix)
+    return os.path.join(os.path.realpath(directory or "."), name)

@@ -1,0 +1,125 @@
+"""One tensor of an open checkpoint: what it is in torch, and its values read whole, in place, or by rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from torchsaver.errors import CorruptCheckpointError, UnsupportedCheckpointError
+from torchsaver.formats.checksum import crc32c
+from torchsaver.formats.safetensors_file import SafetensorsFile
+from torchsaver.formats.safetensors_header import TensorSpec
+from torchsaver.formats.tensor_bytes import TORCH_DTYPES, byte_view, row_major_targets
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor of a checkpoint: where its bytes are, and the dtype and shape it has in torch."""
+
+    file: SafetensorsFile
+    spec: TensorSpec
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Size in the file."""
+        return self.spec.nbytes
+
+    @property
+    def position(self) -> tuple[str, int]:
+        """Where the bytes are; tensors are read fastest in this order."""
+        return self.file.path, self.spec.start
+
+    @property
+    def checksum(self) -> int:
+        """The stored CRC-32C of the bytes; where none is stored (a third party's file), they are read for it."""
+        stored = self.file.manifest.crc32c.get(self.spec.key)
+        return self.file.checksum(self.spec) if stored is None else stored
+
+    def read(self) -> torch.Tensor:
+        """Return the values in a new CPU tensor.
+
+        Raises:
+            CorruptCheckpointError: The bytes end early, or their CRC-32C differs from the stored one.
+        """
+        tensor = torch.empty(self.shape, dtype=self.dtype)
+        self.read_into(tensor)
+        self.file.compare(self.spec, crc32c(byte_view(tensor)))
+        return tensor
+
+    def read_into(self, target: torch.Tensor) -> None:
+        """Fill `target` (the same dtype and element count, any strides and device) with the stored values, in place.
+
+        Raises:
+            CorruptCheckpointError: The file ends early.
+        """
+        offset = 0
+        for buffer in row_major_targets(target):
+            self.file.read_into(self.spec, offset, buffer)
+            offset += len(buffer)
+
+
+class TensorSlice:
+    """A stored tensor, read by index. What a slice reads is not compared with the checksum, which covers the whole."""
+
+    def __init__(self, stored: StoredTensor) -> None:
+        self._stored = stored
+
+    def get_shape(self) -> list[int]:
+        """Return the whole tensor's shape."""
+        return list(self._stored.shape)
+
+    def get_dtype(self) -> torch.dtype:
+        """Return the dtype."""
+        return self._stored.dtype
+
+    def __getitem__(self, index: Any) -> torch.Tensor:
+        """Return what the whole tensor would give for `index`, having read only the rows that the first part asks for."""
+        first, *rest = index if isinstance(index, tuple) else (index,)
+        shape = self._stored.shape
+        if not shape or isinstance(first, bool) or not isinstance(first, (int, slice)):
+            return self._rows(0, shape[0] if shape else 1).clone()[index]
+        if isinstance(first, int):
+            row = first + shape[0] if first < 0 else first
+            if not 0 <= row < shape[0]:
+                raise IndexError(f"row {first} of {shape[0]}")
+            return self._rows(row, row + 1)[(0, *rest)]
+        start, stop, step = first.indices(shape[0])
+        if step < 1:
+            raise ValueError(f"the step of a slice is positive, not {step}")
+        return self._rows(start, max(start, stop))[(slice(None, None, step), *rest)]
+
+    def _rows(self, start: int, stop: int) -> torch.Tensor:
+        shape = self._stored.shape
+        tensor = torch.empty((stop - start, *shape[1:]) if shape else (), dtype=self._stored.dtype)
+        row_bytes = self._stored.nbytes // shape[0] if shape and shape[0] else 0
+        self._stored.file.read_into(self._stored.spec, start * row_bytes, byte_view(tensor))
+        return tensor
+
+
+def stored_tensor(file: SafetensorsFile, spec: TensorSpec) -> StoredTensor:
+    """Return the tensor of a spec, with the dtype and shape it has in torch.
+
+    Raises:
+        CorruptCheckpointError: It is noted as complex128, and is no pairs of F64.
+        UnsupportedCheckpointError: This torch has no such dtype.
+    """
+    dtype, shape = TORCH_DTYPES.get(spec.dtype), spec.shape
+    if dtype is None:
+        raise UnsupportedCheckpointError(
+            file.path, f"{spec.key!r} is {spec.dtype}, which torch {torch.__version__} lacks"
+        )
+    if spec.key in file.manifest.complex128:
+        if dtype is not torch.float64 or shape[-1:] != (2,):
+            raise CorruptCheckpointError(
+                file.path, 0, f"{spec.key!r} is noted as complex128, and is {spec.dtype} {shape}"
+            )
+        dtype, shape = torch.complex128, shape[:-1]
+    elif spec.dtype == "F4":
+        if not shape or shape[-1] % 2:
+            raise UnsupportedCheckpointError(file.path, f"{spec.key!r} is F4 {list(shape)}; torch keeps them in pairs")
+        shape = (*shape[:-1], shape[-1] // 2)
+    return StoredTensor(file, spec, dtype, shape)

@@ -1,0 +1,189 @@
+"""What a restore will do: the checkpoint's tensors matched with the slots, or one error with all that does not fit.
+
+Touches nothing and reads nothing: the checkpoint comes as a lookup, and the plan is carried out elsewhere.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+
+from torchsaver.errors import MismatchError, nearest_keys
+from torchsaver.formats.tensor_bytes import dtype_text, why_not_writable
+from torchsaver.variables import objects
+from torchsaver.variables.var_list import Slots
+
+_MOST_NEAREST = 10  # finding names that look alike is slow, and nobody reads more
+
+
+class Stored(Protocol):
+    """What the plan needs to know of a stored tensor."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Its dtype in torch."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape in torch."""
+
+
+class Checkpoint(Protocol):
+    """What the plan needs to know of a checkpoint."""
+
+    save_path: str
+
+    def keys(self) -> list[str]:
+        """The stored keys."""
+
+    def find(self, key: str) -> tuple[str, Stored] | None:
+        """The key a tensor is stored under and the tensor, None when there is none of that name."""
+
+    @property
+    def object_trees(self) -> Mapping[str, Any]:
+        """The JSON trees of stored objects."""
+
+
+@dataclass
+class RestorePlan:
+    """Which stored value goes where.
+
+    Attributes:
+        sources: {slot key: the key its value is stored under}.
+        aliases: {another name of a tied tensor: the slot key it is restored with}.
+        ties: (slot key, alias, stored key, stored key): tied in the model, stored twice; the values must be the same.
+        objects: {slot key: the JSON tree of its state}.
+        missing: Slot keys the checkpoint does not have (strict=False).
+        unused: Stored keys nobody asked for.
+    """
+
+    sources: dict[str, str] = field(default_factory=dict)
+    aliases: dict[str, str] = field(default_factory=dict)
+    ties: list[tuple[str, str, str, str]] = field(default_factory=list)
+    objects: dict[str, Any] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class RestoreReport:
+    """What a restore did.
+
+    Attributes:
+        save_path: The checkpoint, as given.
+        restored: Keys whose values were restored, tensors and objects.
+        aliases: {another name of a tied tensor: the key it was restored with}.
+        missing: Keys the checkpoint does not have, skipped because strict=False.
+        unused: Keys of the checkpoint that nobody asked for.
+        global_step: The step it was saved with, or None.
+        metadata: The JSON value it was saved with, or None.
+        bytes: Size of the restored tensors as stored.
+        seconds: How long it took.
+    """
+
+    save_path: str = ""
+    restored: tuple[str, ...] = ()
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    missing: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
+    global_step: int | None = None
+    metadata: Any = None
+    bytes: int = 0
+    seconds: float = 0.0
+
+    def __repr__(self) -> str:
+        step = "" if self.global_step is None else f", step {self.global_step}"
+        size = f"{_size_text(self.bytes)} in {self.seconds:.3g} s"
+        parts = [f"{len(self.restored)} restored from {self.save_path!r}{step} ({size})"]
+        for what, keys in (("tied", self.aliases), ("missing", self.missing), ("unused", self.unused)):
+            if keys:
+                parts.append(f"{len(keys)} {what}: {_some(keys)}")
+        return f"<RestoreReport: {'; '.join(parts)}>"
+
+
+def plan_restore(slots: Slots, checkpoint: Checkpoint, *, strict: bool, reshape: bool) -> RestorePlan:
+    """Return the plan that fills `slots` from `checkpoint`.
+
+    Args:
+        slots: Live tensors and objects.
+        checkpoint: What is stored.
+        strict: Whether a missing key is an error.
+        reshape: Whether another shape of the same number of elements will do.
+
+    Raises:
+        MismatchError: Keys missing, shapes or dtypes that differ, tensors that cannot be written: all of them.
+    """
+    plan = RestorePlan()
+    shapes: list[tuple[str, list[int], list[int]]] = []
+    dtypes: list[tuple[str, str, str]] = []
+    targets: list[tuple[str, str]] = []
+    names = _names_by_slot(slots)
+    for key, tensor in slots.tensors.items():
+        found = [(name, *hit) for name in names[key] if (hit := checkpoint.find(name)) is not None]
+        if not found:
+            plan.missing.append(key)
+            continue
+        _, stored_key, stored = found[0]
+        plan.sources[key] = stored_key
+        plan.ties += [(key, name, stored_key, other) for name, other, _ in found[1:] if other != stored_key]
+        reason = why_not_writable(tensor)
+        if reason is not None:
+            targets.append((key, reason))
+        elif stored.dtype != tensor.dtype:
+            dtypes.append((key, dtype_text(stored.dtype), dtype_text(tensor.dtype)))
+        elif not _fits(stored.shape, tensor.shape, reshape):
+            shapes.append((key, list(stored.shape), list(tensor.shape)))
+    plan.aliases = {alias: key for alias, key in slots.aliases.items() if key in plan.sources}
+    _plan_objects(plan, slots, checkpoint)
+    missing = plan.missing if strict else []
+    if missing or shapes or dtypes or targets:
+        nearest = {key: nearest_keys(key, checkpoint.keys()) for key in missing[:_MOST_NEAREST]}
+        raise MismatchError(
+            checkpoint.save_path, missing=missing, shapes=shapes, dtypes=dtypes, targets=targets, nearest=nearest
+        )
+    plan.unused = _unused(plan, checkpoint)
+    return plan
+
+
+def _names_by_slot(slots: Slots) -> dict[str, list[str]]:
+    """Return for each slot the names its value may be stored under: its key, then its aliases."""
+    names = {key: [key] for key in slots.tensors}
+    for alias, key in slots.aliases.items():
+        names[key].append(alias)
+    return names
+
+
+def _fits(stored: tuple[int, ...], wanted: torch.Size, reshape: bool) -> bool:
+    return stored == tuple(wanted) or (reshape and math.prod(stored) == math.prod(wanted))
+
+
+def _plan_objects(plan: RestorePlan, slots: Slots, checkpoint: Checkpoint) -> None:
+    for key in slots.objects:
+        if key in checkpoint.object_trees:
+            plan.objects[key] = checkpoint.object_trees[key]
+        else:
+            plan.missing.append(key)
+
+
+def _unused(plan: RestorePlan, checkpoint: Checkpoint) -> list[str]:
+    used = set(plan.sources.values()) | {stored for _, _, _, stored in plan.ties}
+    for tree in plan.objects.values():
+        used.update(objects.tensor_keys(tree))
+    others = [key for key in checkpoint.object_trees if key not in plan.objects]
+    return sorted([key for key in checkpoint.keys() if key not in used] + others)
+
+
+def _some(keys: Iterable[str], most: int = 5) -> str:
+    names = list(keys)
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+
+
+def _size_text(nbytes: int) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if nbytes >= size:
+            return f"{nbytes / size:.3g} {unit}"
+    return f"{nbytes} bytes"

@@ -1,0 +1,267 @@
+"""`var_list` in all its forms -> entries -> the live tensors and objects under their keys; every problem at once.
+
+An entry is read once, when the Saver is built, and resolved at each save and restore: a place inside a module is looked
+up anew, so that `module.to()`, `load_state_dict(assign=True)` or a layer added later never leave a saver with stale tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+import torch
+
+from torchsaver.errors import VarListError, VarListTypeError
+from torchsaver.variables.collection import Collection, current_collection, name_of
+
+RESERVED_KEY = "__metadata__"  # safetensors' own: a tensor of that name makes a file nobody can read
+_DICT_FORM = 'give it a key: Saver({"my_key": value})'
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """Anything with `state_dict()` and `load_state_dict()`: an optimizer, a scheduler, a sampler."""
+
+    def state_dict(self) -> Any:
+        """Its state, as a tree of plain values and tensors."""
+
+    def load_state_dict(self, state_dict: Any, /) -> Any:
+        """Take the state back."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """An attribute of a module, `path` being dotted: the tensor that is there now, not the one that was."""
+
+    owner: torch.nn.Module
+    path: str
+
+    def tensor(self) -> torch.Tensor:
+        """Return the tensor that is there now."""
+        module_path, _, name = self.path.rpartition(".")
+        value = getattr(self.owner.get_submodule(module_path), name)
+        assert isinstance(value, torch.Tensor), self.path
+        return value
+
+
+@dataclass(frozen=True)
+class _ExtraState:
+    """A module's get_extra_state() and set_extra_state(), as an object of their own."""
+
+    module: torch.nn.Module
+
+    def state_dict(self) -> Any:
+        return self.module.get_extra_state()
+
+    def load_state_dict(self, state: Any, /) -> None:
+        self.module.set_extra_state(state)
+
+
+EntryValue: TypeAlias = "torch.Tensor | Place | torch.nn.Module | Stateful"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One value of var_list under its key; a module's key is put before its own keys, and may be empty."""
+
+    key: str
+    value: EntryValue
+
+
+@dataclass
+class Slots:
+    """What there is to save or restore now: live tensors and objects by key, tied tensors once."""
+
+    tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+    aliases: dict[str, str] = field(default_factory=dict)  # {another name of a tied tensor: its key in `tensors`}
+    objects: dict[str, Stateful] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.tensors or self.objects)
+
+
+class _Problems:
+    """Collects what is wrong; raises once, with all of it."""
+
+    def __init__(self) -> None:
+        self._lines: list[str] = []
+        self._has_type_problem = False
+
+    def add(self, line: str, *, wrong_type: bool = False) -> None:
+        self._lines.append(line)
+        self._has_type_problem |= wrong_type
+
+    def raise_if_any(self) -> None:
+        if self._lines:
+            raise (VarListTypeError if self._has_type_problem else VarListError)(self._lines)
+
+
+def read_var_list(var_list: Any, names_from: torch.nn.Module | None = None) -> list[Entry]:
+    """Return the entries of a var_list in any of its forms (the Saver's docstring lists them).
+
+    Args:
+        var_list: As given to Saver; None stands for the current collection. A generator is used up here.
+        names_from: A module whose parameters and buffers are known by their paths.
+
+    Raises:
+        VarListError: Keys or values that cannot be saved, all of them; VarListTypeError if a type is among them.
+    """
+    problems = _Problems()
+    places = _Places(names_from)
+    if var_list is None:
+        pairs: Iterable[tuple[Any, Any]] = current_collection().members()
+    elif isinstance(var_list, torch.nn.Module):
+        pairs = [("", var_list)]
+    elif isinstance(var_list, Mapping):
+        pairs = var_list.items()
+    else:
+        pairs = _named_elements(var_list, places, problems)
+    entries = []
+    for key, value in pairs:
+        if _is_good_key(key, value, problems) and _is_good_value(key, value, problems):
+            place = places.of(value) if isinstance(value, torch.Tensor) else None
+            entries.append(Entry(key, place or value))
+    problems.raise_if_any()
+    resolve(entries)  # doubled keys and tensors show now, not at the first save
+    return entries
+
+
+def resolve(entries: Iterable[Entry]) -> Slots:
+    """Return the live tensors and objects of `entries`.
+
+    Raises:
+        VarListError: A key stands twice, one tensor stands under two keys of the user's, or a module's value is a copy.
+    """
+    problems = _Problems()
+    slots = Slots()
+    keys: dict[int, str] = {}  # the key of each tensor, by id
+    for entry in entries:
+        value = entry.value.tensor() if isinstance(entry.value, Place) else entry.value
+        if isinstance(value, torch.Tensor):
+            if id(value) in keys:
+                problems.add(f"{entry.key!r} and {keys[id(value)]!r} are the same tensor; save it under one key")
+            elif _is_free(entry.key, slots, problems):
+                slots.tensors[entry.key] = value
+            keys.setdefault(id(value), entry.key)
+        elif isinstance(value, torch.nn.Module):
+            _resolve_module(entry.key, value, slots, keys, problems)
+        elif _is_free(entry.key, slots, problems):
+            slots.objects[entry.key] = value
+    problems.raise_if_any()
+    return slots
+
+
+def _resolve_module(
+    prefix: str, module: torch.nn.Module, slots: Slots, keys: dict[int, str], problems: _Problems
+) -> None:
+    """Add a module's state_dict() entries; a tensor with several names in modules is tied, and gets aliases."""
+    live = {id(tensor) for _, tensor in _named_tensors(module)}
+    for name, value in module.state_dict(keep_vars=True).items():
+        key = join_key(prefix, name)
+        if not _is_good_key(key, value, problems) or not _is_free(key, slots, problems):
+            continue
+        if name.rpartition(".")[2] == "_extra_state":
+            slots.objects[key] = _ExtraState(module.get_submodule(name.rpartition(".")[0]))
+        elif not isinstance(value, torch.Tensor) or id(value) not in live:
+            problems.add(
+                f"{key!r}: state_dict() gives a copy, so a restore would change nothing; save its tensors by key"
+            )
+        elif id(value) in keys:
+            first = keys[id(value)]
+            slots.aliases[key] = slots.aliases.get(first, first)
+        else:
+            keys[id(value)] = key
+            slots.tensors[key] = value
+
+
+def join_key(prefix: str, name: str) -> str:
+    """Return `prefix.name`, or the one of them that is not empty."""
+    return f"{prefix}.{name}" if prefix and name else prefix or name
+
+
+class _Places:
+    """Finds the module and path of a tensor: in `names_from`, then in the modules the current collection tracks."""
+
+    def __init__(self, names_from: torch.nn.Module | None) -> None:
+        if names_from is not None and not isinstance(names_from, torch.nn.Module):
+            raise TypeError(f"names_from is a torch.nn.Module, not {type(names_from).__name__}")
+        tracked = [
+            (name, value) for name, value in current_collection().members() if isinstance(value, torch.nn.Module)
+        ]
+        modules = [("", names_from), *tracked] if names_from is not None else tracked
+        self._found: dict[int, tuple[str, Place]] = {}
+        for prefix, module in modules:
+            for path, tensor in _named_tensors(module):
+                self._found.setdefault(id(tensor), (join_key(prefix, path), Place(module, path)))
+
+    def of(self, tensor: torch.Tensor) -> Place | None:
+        _, place = self._found.get(id(tensor), ("", None))
+        return place
+
+    def name_of(self, tensor: torch.Tensor) -> str | None:
+        name, _ = self._found.get(id(tensor), (None, None))
+        return name if name is not None else name_of(tensor)
+
+
+def _named_tensors(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from module.named_parameters(remove_duplicate=False)
+    yield from module.named_buffers(remove_duplicate=False)
+
+
+def _named_elements(var_list: Any, places: _Places, problems: _Problems) -> Iterator[tuple[Any, Any]]:
+    """Yield (key, value) for the elements of an iterable: named variables, (name, value) pairs, nested lists of them."""
+    if isinstance(var_list, (str, bytes, torch.Tensor, Stateful)) or not isinstance(var_list, Iterable):
+        kind = type(var_list).__name__
+        problems.add(f"it is a {kind}; give a dict, a list, a Module, or nothing: {_DICT_FORM}", wrong_type=True)
+        return
+    for element in var_list:
+        match element:
+            case (str() as key, value):
+                yield key, value
+            case list() | tuple() | set() | frozenset():
+                yield from _named_elements(element, places, problems)
+            case torch.Tensor():
+                if (name := places.name_of(element)) is None:
+                    shape = list(element.shape)
+                    problems.add(
+                        f"a tensor of shape {shape} has no name; {_DICT_FORM}, or names_from=model", wrong_type=True
+                    )
+                else:
+                    yield name, element
+            case _:
+                problems.add(f"a list element is a {type(element).__name__}; {_DICT_FORM}", wrong_type=True)
+
+
+def _is_good_key(key: Any, value: Any, problems: _Problems) -> bool:
+    if not isinstance(key, str):
+        problems.add(f"key {key!r} is a {type(key).__name__}; keys are str", wrong_type=True)
+    elif key == "" and not isinstance(value, torch.nn.Module):
+        problems.add("a key is empty; give it a name")
+    elif key == RESERVED_KEY:
+        problems.add(f"{RESERVED_KEY!r} is safetensors' own key; choose another")
+    elif any("\ud800" <= character <= "\udfff" for character in key):
+        problems.add(f"key {key!r} holds a lone surrogate, which UTF-8 cannot hold; choose another")
+    else:
+        return True
+    return False
+
+
+def _is_good_value(key: str, value: Any, problems: _Problems) -> bool:
+    if value is None:
+        problems.add(f"{key!r} is None; leave it out")
+    elif isinstance(value, Mapping):
+        problems.add(f"{key!r} is a nested dict; give its values keys of their own", wrong_type=True)
+    elif isinstance(value, Collection) or not isinstance(value, (torch.Tensor, torch.nn.Module, Stateful)):
+        remedy = "a tensor, a Module or an object with state_dict() and load_state_dict() was wanted"
+        problems.add(f"{key!r} is a {type(value).__name__}; {remedy}", wrong_type=True)
+    else:
+        return True
+    return False
+
+
+def _is_free(key: str, slots: Slots, problems: _Problems) -> bool:
+    if key in slots.tensors or key in slots.aliases or key in slots.objects:
+        problems.add(f"{key!r} is the key of two values; name one of them otherwise")
+        return False
+    return True

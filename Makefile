@@ -9,7 +9,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .PHONY: demo test check format clean
 
 demo: .venv/installed
-	$(BIN)/python examples/demo.py
+	$(BIN)/python examples/tf_guide.py
+	$(BIN)/python examples/train_digits.py
 
 test: .venv/installed
 	$(BIN)/python -m pytest

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from torchsaver.errors import TorchSaverError
-from torchsaver.inspection import CheckpointDescription, describe_checkpoint, format_value
+from torchsaver.inspection import CheckpointDescription, describe_checkpoint, format_value, json_value
 from torchsaver.reader import CheckpointReader, load_checkpoint
 from torchsaver.version import __version__
 
@@ -73,7 +73,7 @@ def _as_json(
                 "shape": tensor.shape,
                 "bytes": tensor.nbytes,
             }
-            tensors.append({**row, "value": format_value(reader.get_tensor(tensor.key))} if values else row)
+            tensors.append({**row, "value": json_value(reader.get_tensor(tensor.key))} if values else row)
     return {
         "save_path": description.save_path,
         "files": description.files,

@@ -81,6 +81,21 @@ def format_value(tensor: torch.Tensor) -> str:
     return str(array[()])
 
 
+def json_value(tensor: torch.Tensor) -> Any:
+    """Return a value as JSON has it: nested lists; nan and inf as texts, complex numbers as pairs of numbers."""
+    if tensor.is_complex():
+        return json_value(torch.view_as_real(tensor))
+    if tensor.dtype == getattr(torch, "float4_e2m1fn_x2", None):
+        return tensor.view(torch.uint8).tolist()
+    return _finite_or_text(tensor.double().tolist() if tensor.is_floating_point() else tensor.tolist())
+
+
+def _finite_or_text(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_finite_or_text(item) for item in value]
+    return value if not isinstance(value, float) or math.isfinite(value) else str(value)
+
+
 def print_tensors_in_checkpoint_file(
     file_name: str | os.PathLike[str],
     *,

@@ -78,10 +78,10 @@ class TensorSlice:
 
     def __getitem__(self, index: Any) -> torch.Tensor:
         """Return what the whole tensor would give for `index`, having read only the rows that the first part asks for."""
-        first, *rest = index if isinstance(index, tuple) else (index,)
+        first, *rest = index if isinstance(index, tuple) and index else (index,)
         shape = self._stored.shape
         if not shape or isinstance(first, bool) or not isinstance(first, (int, slice)):
-            return self._rows(0, shape[0] if shape else 1).clone()[index]
+            return self._rows(0, shape[0] if shape else 1)[index]
         if isinstance(first, int):
             row = first + shape[0] if first < 0 else first
             if not 0 <= row < shape[0]:

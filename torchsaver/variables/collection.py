@@ -82,8 +82,10 @@ def Variable(  # noqa: N802 - TF's name
     Returns:
         A parameter on the CPU (or on `initial_value`'s device) that `Saver()` and `Saver([v1, v2])` know by its name.
     """
-    if not isinstance(name, str) or not name:
-        raise TypeError(f"name is a text that is not empty, not {name!r}")
+    if not isinstance(name, str):
+        raise TypeError(f"name is a str, not {type(name).__name__}")
+    if not name:
+        raise ValueError("name is empty; leave it out for a name of TF's making")
     source = (
         initial_value.detach() if isinstance(initial_value, torch.Tensor) else torch.tensor(initial_value, dtype=dtype)
     )

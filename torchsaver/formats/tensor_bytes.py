@@ -11,6 +11,8 @@ from collections.abc import Iterator
 
 import torch
 
+from torchsaver.formats.safetensors_header import MAX_RANK
+
 WINDOW_BYTES = 16 << 20  # the most that is held in a copy at once, above the model
 
 # safetensors' names (safetensors/src/tensor.rs, enum Dtype). complex128 has none: it is stored as pairs of F64.
@@ -61,6 +63,8 @@ def why_not_storable(tensor: torch.Tensor) -> str | None:
     if tensor.is_nested or tensor.layout != torch.strided:
         layout = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
         return f"has the layout {layout}, and only dense tensors can be stored; use to_dense() or store its parts"
+    if tensor.dim() > MAX_RANK:
+        return f"has {tensor.dim()} dimensions, and {MAX_RANK} can be read back; reshape it first"
     if tensor.dtype not in DTYPE_NAMES and tensor.dtype != torch.complex128:
         return f"has dtype {dtype_text(tensor.dtype)}, for which safetensors has no name; convert it first"
     return None
@@ -109,17 +113,19 @@ def is_dense(tensor: torch.Tensor) -> bool:
 
 def byte_view(tensor: torch.Tensor) -> memoryview:
     """Return the memory of a dense tensor as `nbytes` bytes, writable and shared."""
-    return tensor.detach().reshape(-1).view(torch.uint8).numpy().data
+    # as_strided, not reshape: a dense tensor of one element may have any stride, and reshape keeps it.
+    return tensor.detach().as_strided((tensor.numel(),), (1,)).view(torch.uint8).numpy().data
 
 
 def row_major_bytes(tensor: torch.Tensor) -> Iterator[memoryview]:
     """Yield the tensor's values in row-major order; each piece is valid until the next one is asked for."""
-    tensor = tensor.detach()
-    if is_dense(tensor):
-        yield byte_view(tensor)
+    source = tensor.detach()
+    if is_dense(source):
+        yield byte_view(source)
         return
-    for slab in _slabs(tensor):
-        yield byte_view(_plain_bits(slab).contiguous().cpu())
+    for slab, staging in _staged_slabs(source):
+        _copy(staging, slab)
+        yield byte_view(staging)
 
 
 def row_major_targets(tensor: torch.Tensor) -> Iterator[memoryview]:
@@ -132,16 +138,19 @@ def row_major_targets(tensor: torch.Tensor) -> Iterator[memoryview]:
     if is_dense(target):
         yield byte_view(target)
     else:
-        for slab in _slabs(target):
-            staging = torch.empty(slab.shape, dtype=slab.dtype)
+        for slab, staging in _staged_slabs(target):
             yield byte_view(staging)
-            if slab.is_neg():
-                slab.copy_(staging)
-            else:
-                _bits(slab).copy_(_bits(staging))
+            _copy(slab, staging)
     if not tensor.is_inference():
         # Memory was written behind autograd's back: a graph that saved the old values must not use the new ones.
         torch.autograd.graph.increment_version(tensor)
+
+
+def _staged_slabs(tensor: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield each slab with a dense CPU tensor of its shape and dtype; all of these share one window of memory."""
+    window = torch.empty(min(tensor.nbytes, max(WINDOW_BYTES, tensor.element_size())), dtype=torch.uint8)
+    for slab in _slabs(tensor):
+        yield slab, window[: slab.nbytes].view(slab.dtype).reshape(slab.shape)
 
 
 def _slabs(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
@@ -159,13 +168,14 @@ def _slabs(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
         yield tensor[start : start + rows]
 
 
-def _plain_bits(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the tensor without pending conjugation or negation, as integers of the same size."""
-    return _bits(tensor.resolve_conj().resolve_neg())
+def _copy(target: torch.Tensor, source: torch.Tensor) -> None:
+    """Copy values, bit for bit; a pending conjugation or negation is carried out."""
+    if source.is_complex() or source.is_neg() or target.is_neg():
+        target.copy_(source)
+    else:
+        _bits(target).copy_(_bits(source))
 
 
 def _bits(tensor: torch.Tensor) -> torch.Tensor:
     """Return the tensor seen as integers of its item size, so that copies move bits and exist for every dtype."""
-    if tensor.is_complex() or tensor.is_neg():
-        return tensor
     return tensor.view(_SAME_SIZE_INTEGERS[tensor.element_size()])

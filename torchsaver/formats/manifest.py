@@ -25,6 +25,7 @@ from torchsaver.version import __version__
 
 MANIFEST_KEY = "torchsaver"
 FORMAT_VERSION = 1
+MAX_DEPTH = 200  # of nested lists and dicts; Python's own JSON reader gives up at about 1000
 
 
 @dataclass(frozen=True)
@@ -80,10 +81,23 @@ def require_json(metadata: Any) -> None:
         raise ValueError(
             f"metadata is no JSON value: {error}; use dict, list, str, finite numbers, bool and None"
         ) from error
+    if depth(metadata) > MAX_DEPTH:
+        raise ValueError(
+            f"metadata is nested over {MAX_DEPTH} deep, which not every reader can follow; make it flatter"
+        )
     if back != metadata:
         raise ValueError(
             "metadata would come back from JSON changed (a tuple, a key that is not a str?); use dict and list"
         )
+
+
+def depth(value: Any) -> int:
+    """Return how deep lists and dicts are nested in a JSON value; 0 for one that is neither."""
+    levels, level = 0, [value]
+    while level := [item for item in level if isinstance(item, (dict, list))]:
+        levels += 1
+        level = [child for item in level for child in (item.values() if isinstance(item, dict) else item)]
+    return levels
 
 
 def format_manifest(manifest: Manifest, content: Any) -> tuple[str, int]:
@@ -113,7 +127,10 @@ def parse_manifest(text: str, content: Any, keys: Iterable[str], path: str) -> t
             path, f"format version {version} is newer than {FORMAT_VERSION}; upgrade torchsaver"
         )
     stored = fields.pop("header_crc32c", None)
-    checksum = _header_crc32c(fields, content)
+    try:
+        checksum = _header_crc32c(fields, content)
+    except RecursionError as error:
+        raise CorruptCheckpointError(path, 0, "manifest: nested too deep") from error
     if stored != crc32c_hex(checksum):
         raise CorruptCheckpointError(path, 0, f"header checksum is {crc32c_hex(checksum)}, and {stored!r} is stored")
     manifest = _from_json(fields, path)
@@ -124,6 +141,11 @@ def parse_manifest(text: str, content: Any, keys: Iterable[str], path: str) -> t
 
 def _header_crc32c(fields: Mapping[str, Any], content: Any) -> int:
     return crc32c(canonical_json([fields, content]).encode("utf-8", "surrogatepass"))
+
+
+def is_unnamed(text: str) -> bool:
+    """Return whether `text` is a manifest by its looks: damage to its name must not make the file a third party's."""
+    return '"header_crc32c":"' in text
 
 
 def _to_json(manifest: Manifest) -> dict[str, Any]:
@@ -143,7 +165,9 @@ def _to_json(manifest: Manifest) -> dict[str, Any]:
 
 
 def _from_json(fields: Mapping[str, Any], path: str) -> Manifest:
-    step, time = fields.get("global_step"), fields.get("time")
+    version, step, time = fields.get("format_version"), fields.get("global_step"), fields.get("time")
+    if type(version) is not int or version < 1:
+        _fail(path, f"format_version is {version!r}")
     if step is not None and type(step) is not int:
         _fail(path, f"global_step is {step!r}")
     if time is not None and (type(time) not in (int, float) or not math.isfinite(time)):

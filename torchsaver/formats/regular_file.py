@@ -13,7 +13,7 @@ def open_regular(path: str) -> tuple[int, int]:
     """Return a descriptor of a regular file, which the caller owns, and its size in bytes.
 
     Raises:
-        CorruptCheckpointError: It is a FIFO, a socket or a device.
+        CorruptCheckpointError: It is a FIFO or a device.
         IsADirectoryError: It is a directory.
         OSError: As the system gave it.
     """
@@ -32,7 +32,7 @@ def read_regular(path: str, max_bytes: int) -> bytes:
     """Return the bytes of a regular file.
 
     Raises:
-        CorruptCheckpointError: It has more than `max_bytes`, or is a FIFO, a socket or a device.
+        CorruptCheckpointError: It has more than `max_bytes`, or is a FIFO or a device.
         OSError: As the system gave it.
     """
     fd, nbytes = open_regular(path)

@@ -16,7 +16,14 @@ import torch
 from torchsaver.errors import CorruptCheckpointError
 from torchsaver.formats import safetensors_header as header
 from torchsaver.formats.checksum import crc32c, crc32c_hex
-from torchsaver.formats.manifest import MANIFEST_KEY, Manifest, described, format_manifest, parse_manifest
+from torchsaver.formats.manifest import (
+    MANIFEST_KEY,
+    Manifest,
+    described,
+    format_manifest,
+    is_unnamed,
+    parse_manifest,
+)
 from torchsaver.formats.regular_file import open_regular
 from torchsaver.formats.tensor_bytes import WINDOW_BYTES, row_major_bytes, stored_spec
 
@@ -43,11 +50,17 @@ def write_safetensors(out: Sink, tensors: Mapping[str, torch.Tensor], manifest: 
         out: An empty file.
         tensors: By key; memory above them stays within one window of WINDOW_BYTES.
         manifest: Its `crc32c` is filled in here, while the bytes stream by.
+
+    Raises:
+        ValueError: The header would be over MAX_HEADER_BYTES; nothing has been written.
     """
     specs = header.layout((key, *stored_spec(tensor)) for key, tensor in tensors.items())
     content = described(specs)
     blank, _ = format_manifest(replace(manifest, crc32c=dict.fromkeys(tensors, 0)), content)
     head_bytes = len(_head(specs, blank))
+    if head_bytes > header.MAX_HEADER_BYTES:
+        limit = f"{header.MAX_HEADER_BYTES} bytes, the format's limit"
+        raise ValueError(f"the header takes {head_bytes} bytes, over {limit}; save fewer keys or less metadata")
     out.skip(head_bytes)
     checksums = {spec.key: _write_tensor(out, tensors[spec.key]) for spec in specs}
     text, header_crc32c = format_manifest(replace(manifest, crc32c=checksums), content)
@@ -105,9 +118,12 @@ class SafetensorsFile:
         if MANIFEST_KEY in strings:
             content = described(self.specs.values())
             self.manifest, self.header_crc32c = parse_manifest(strings[MANIFEST_KEY], content, self.specs, self.path)
+        elif any(is_unnamed(text) for text in strings.values()):
+            raise CorruptCheckpointError(self.path, header.LENGTH_BYTES, "the manifest has lost its name")
         else:
             # safetensors.torch.save_model notes the names it drops for tied tensors as {dropped: kept}.
-            aliases = {key: kept for key, kept in strings.items() if key not in self.specs and kept in self.specs}
+            aliases = {name: kept for name, kept in strings.items() if name not in self.specs and kept in self.specs}
+            aliases.pop("format", None)  # "pt", even beside a tensor of that name
             self.manifest = Manifest(aliases=aliases)
 
     def read_into(self, spec: header.TensorSpec, offset: int, buffer: memoryview) -> None:

@@ -10,6 +10,7 @@ a size from the file is used, because the header is not to be trusted. Source: f
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -140,7 +141,9 @@ def parse_json(data: bytes, path: str, offset: int = 0) -> dict[str, Any]:
         CorruptCheckpointError: `data` is not one JSON object; `offset` is where it starts in the file.
     """
     try:
-        value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant)
+        value = json.loads(
+            data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_finite
+        )
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
         raise CorruptCheckpointError(path, offset, f"not JSON: {error}") from error
     if not isinstance(value, dict):
@@ -155,6 +158,13 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         doubled = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
         raise ValueError(f"key {doubled!r} stands twice")
     return result
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"{text} is beyond a double")
+    return value
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -192,10 +202,11 @@ def is_sizes(value: Any) -> bool:
 
 def _nbytes(dtype: str, shape: Sequence[int]) -> int | None:
     """Return the bytes a tensor takes, None when that is beyond 64 bits or no whole number of bytes."""
-    bits = DTYPE_BITS[dtype]
+    bits = bound = DTYPE_BITS[dtype]
     for size in shape:
         bits *= size
-        if bits >= 1 << 66:
+        bound *= max(size, 1)  # a zero does not make [0, 2**63] a shape
+        if bound >= 1 << 66:
             return None
     return None if bits % 8 else bits // 8
 

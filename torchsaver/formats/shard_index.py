@@ -21,11 +21,18 @@ MAX_INDEX_BYTES = MAX_HEADER_BYTES
 
 
 def format_index(weight_map: Mapping[str, str], total_bytes: int, manifest: Manifest) -> bytes:
-    """Return the index's bytes for {key: shard file name}; `total_bytes` is the size of all tensors."""
+    """Return the index's bytes for {key: shard file name}; `total_bytes` is the size of all tensors.
+
+    Raises:
+        ValueError: They would be over MAX_INDEX_BYTES.
+    """
     content = {"weight_map": dict(weight_map), "total_size": total_bytes}
     text, _ = format_manifest(manifest, content)
     index = {"metadata": {"total_size": total_bytes, MANIFEST_KEY: text}, "weight_map": dict(weight_map)}
-    return (json.dumps(index, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode("utf-8")
+    data = (json.dumps(index, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode("utf-8")
+    if len(data) > MAX_INDEX_BYTES:
+        raise ValueError(f"the index takes {len(data)} bytes, over {MAX_INDEX_BYTES}; save fewer keys or less metadata")
+    return data
 
 
 def parse_index(data: bytes, path: str) -> tuple[dict[str, str], Manifest]:
@@ -45,6 +52,8 @@ def parse_index(data: bytes, path: str) -> tuple[dict[str, str], Manifest]:
                 path, 0, f"{key!r} is in {name!r}; a shard is a file beside its index, by name"
             )
     if MANIFEST_KEY not in metadata:
+        if b"header_crc32c" in data:
+            raise CorruptCheckpointError(path, 0, "the manifest has lost its name")
         return weight_map, Manifest()
     content = {"weight_map": weight_map, "total_size": metadata.get("total_size")}
     manifest, _ = parse_manifest(str(metadata[MANIFEST_KEY]), content, (), path)

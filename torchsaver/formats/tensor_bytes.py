@@ -63,10 +63,17 @@ def why_not_storable(tensor: torch.Tensor) -> str | None:
     if tensor.is_nested or tensor.layout != torch.strided:
         layout = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
         return f"has the layout {layout}, and only dense tensors can be stored; use to_dense() or store its parts"
-    if tensor.dim() > MAX_RANK:
-        return f"has {tensor.dim()} dimensions, and {MAX_RANK} can be read back; reshape it first"
+    return _why_not_described(tensor)
+
+
+def _why_not_described(tensor: torch.Tensor) -> str | None:
+    """Return why the header has no words for this dtype or shape."""
     if tensor.dtype not in DTYPE_NAMES and tensor.dtype != torch.complex128:
         return f"has dtype {dtype_text(tensor.dtype)}, for which safetensors has no name; convert it first"
+    if tensor.dim() == 0 and DTYPE_NAMES.get(tensor.dtype) == "F4":
+        return f"is a scalar of {dtype_text(tensor.dtype)}, which holds two values; reshape it to [1]"
+    if tensor.dim() + (tensor.dtype == torch.complex128) > MAX_RANK:
+        return f"has {tensor.dim()} dimensions, and {MAX_RANK} can be read back; reshape it first"
     return None
 
 
@@ -102,7 +109,7 @@ def stored_spec(tensor: torch.Tensor) -> tuple[str, list[int]]:
         return "F64", [*shape, 2]
     name = DTYPE_NAMES[tensor.dtype]
     if name == "F4":
-        shape = [*shape[:-1], shape[-1] * 2] if shape else [2]
+        shape = [*shape[:-1], shape[-1] * 2]
     return name, shape
 
 

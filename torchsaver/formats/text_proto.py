@@ -14,14 +14,14 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Literal, TypeAlias
 
-Kind: TypeAlias = Literal["string", "double"]
+Kind: TypeAlias = Literal["string", "strings", "double", "doubles"]  # in the plural: a repeated field
 Value: TypeAlias = "str | float"
 
-_SPACE = re.compile(r"(?:\s|#[^\n]*)+")
+_SPACE = re.compile(r"(?:\s+|#[^\n]*)+")
 _TOKEN = re.compile(
     r"""(?P<name>[A-Za-z_][0-9A-Za-z_]*)
       | (?P<number>(?:[0-9+-]|\.[0-9])[0-9a-zA-Z_.+-]*)
-      | (?P<string>"(?:[^"\\\n]|\\[^\n])*"|'(?:[^'\\\n]|\\[^\n])*')
+      | (?P<string>"[^"\\\n]*(?:\\[^\n][^"\\\n]*)*"|'[^'\\\n]*(?:\\[^\n][^'\\\n]*)*')
       | (?P<mark>[][:,;])""",
     re.VERBOSE,
 )
@@ -53,7 +53,7 @@ def parse_text(text: str, fields: Mapping[str, Kind]) -> dict[str, list[Value]]:
 
     Args:
         text: A message in protobuf's text format.
-        fields: The message's field names and kinds; any other name is an error.
+        fields: The message's field names and kinds; any other name is an error, and so is a list for a single field.
 
     Returns:
         A list for every name in `fields`, empty when the field is absent. For a single field the last value counts.
@@ -68,7 +68,7 @@ def parse_text(text: str, fields: Mapping[str, Kind]) -> dict[str, list[Value]]:
         if name not in fields:
             raise TextProtoError(position, f"unknown field {name!r}")
         tokens.take_mark(":")
-        if tokens.text == "[":
+        if tokens.text == "[" and fields[name].endswith("s"):
             values[name] += _read_list(tokens, fields[name])
         else:
             values[name].append(_read_value(tokens, fields[name]))
@@ -127,10 +127,10 @@ def _read_list(tokens: _Tokens, kind: Kind) -> list[Value]:
 
 
 def _read_value(tokens: _Tokens, kind: Kind) -> Value:
-    if kind == "double":
+    if kind in ("double", "doubles"):
         return _read_double(tokens)
     text, position = tokens.take("string", "a quoted string")
-    data = _unescape(text, position)
+    data = bytearray(_unescape(text, position))
     while tokens.kind == "string":  # adjacent strings are one
         data += _unescape(*tokens.take("string", "a quoted string"))
     try:

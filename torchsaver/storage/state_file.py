@@ -21,8 +21,8 @@ logger = logging.getLogger("torchsaver")
 _MAX_STATE_BYTES = 64 << 20  # hundreds of thousands of names
 _FIELDS: dict[str, Kind] = {
     "model_checkpoint_path": "string",
-    "all_model_checkpoint_paths": "string",
-    "all_model_checkpoint_timestamps": "double",
+    "all_model_checkpoint_paths": "strings",
+    "all_model_checkpoint_timestamps": "doubles",
     "last_preserved_timestamp": "double",
 }
 

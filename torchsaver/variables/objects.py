@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from torchsaver.errors import VarListError, VarListTypeError
+from torchsaver.formats.manifest import MAX_DEPTH, depth
 from torchsaver.formats.tensor_bytes import why_not_storable
 from torchsaver.variables.var_list import Slots, Stateful
 
@@ -28,10 +29,13 @@ def flatten(key: str, state: Any) -> tuple[Any, dict[str, torch.Tensor]]:
 
     Raises:
         VarListTypeError: A value or key of a type that has no place in JSON, with its path.
-        VarListError: Two tensors would get one key.
+        VarListError: Two tensors would get one key, or it is nested too deep.
     """
     tensors: dict[str, torch.Tensor] = {}
-    return _encode(state, key, tensors), tensors
+    try:
+        return _encode(state, key, tensors), tensors
+    except RecursionError as error:
+        raise VarListError([f"{key!r} has a state that is nested without end, or nearly; make it flatter"]) from error
 
 
 def gather(slots: Slots) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -43,6 +47,8 @@ def gather(slots: Slots) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     tensors, trees, problems = dict(slots.tensors), {}, []
     for key, value in slots.objects.items():
         trees[key], inside = flatten(key, value.state_dict())
+        if depth(trees[key]) > MAX_DEPTH:
+            problems.append(f"{key!r} has a state nested over {MAX_DEPTH} deep; make it flatter")
         taken = [name for name in inside if name in tensors or name in slots.aliases]
         problems += [f"{name!r} is the key of two values; rename the object {key!r}" for name in taken]
         tensors.update(inside)

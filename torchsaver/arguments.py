@@ -60,7 +60,10 @@ def hours(value: Any) -> float:
         return math.inf
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"keep_checkpoint_every_n_hours is a number or None, not {type(value).__name__}")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError as error:
+        raise ValueError("keep_checkpoint_every_n_hours is beyond a float; None switches it off") from error
     if not number >= 0:
         raise ValueError(f"keep_checkpoint_every_n_hours is 0 at least, not {value}")
     return number

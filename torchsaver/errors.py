@@ -15,6 +15,7 @@ OSError passes through untouched. Fields are attributes, the message is built fr
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -44,8 +45,8 @@ class TorchSaverError(Exception):
         return self._message()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        fields = {name: value for name, value in vars(self).items() if not name.startswith("__")}
-        return _rebuild, (type(self), fields)
+        names = list(inspect.signature(type(self).__init__).parameters)[1:]
+        return _rebuild, (type(self), {name: getattr(self, name) for name in names})
 
 
 class CheckpointNotFoundError(TorchSaverError, FileNotFoundError, ValueError):

@@ -64,7 +64,8 @@ class CheckpointReader:
         self.save_path = paths.path_text(save_path)
         path = paths.find_checkpoint(self.save_path)
         if path is None:
-            raise CheckpointNotFoundError(self.save_path)
+            file = paths.checkpoint_file(self.save_path)
+            raise CheckpointNotFoundError(self.save_path, f"{file!r} is a directory" if os.path.isdir(file) else "")
         self.files: list[SafetensorsFile] = []
         self._tensors: dict[str, StoredTensor] = {}
         try:

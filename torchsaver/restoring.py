@@ -6,6 +6,7 @@ from torchsaver.errors import MismatchError
 from torchsaver.reader import CheckpointReader
 from torchsaver.variables import objects
 from torchsaver.variables.restore_plan import RestorePlan
+from torchsaver.variables.state_tree import tensor_keys, unflatten
 from torchsaver.variables.var_list import Slots
 
 
@@ -28,7 +29,7 @@ def require_equal_ties(plan: RestorePlan, reader: CheckpointReader) -> None:
 
 def stored_keys(plan: RestorePlan) -> list[str]:
     """Return the keys of the stored tensors a plan reads."""
-    inside = [key for tree in plan.objects.values() for key in objects.tensor_keys(tree)]
+    inside = [key for tree in plan.objects.values() for key in tensor_keys(tree)]
     return list(dict.fromkeys([*plan.sources.values(), *inside]))
 
 
@@ -38,7 +39,10 @@ def load_objects(slots: Slots, plan: RestorePlan, reader: CheckpointReader) -> N
     Raises:
         MismatchError: An object refused its state; every object has its old one again.
     """
-    states = {key: objects.unflatten(tree, reader.get_tensor) for key, tree in plan.objects.items()}
+    states = {}
+    for key, tree in plan.objects.items():
+        tensors = {name: reader.get_tensor(name) for name in tensor_keys(tree)}
+        states[key] = unflatten(tree, tensors.__getitem__)
     try:
         objects.load_states(slots.objects, states)
     except objects.ObjectRefusedError as refused:

@@ -55,7 +55,10 @@ def record_save(window: Window, record: Record, max_to_keep: int) -> Window:
     last = (*(r for r in window.last if r.identity != record.identity), record)
     doomed = tuple(r for r in window.doomed if r.identity != record.identity)
     if len(last) > max_to_keep:
-        last, doomed = last[1:], (*doomed, last[0])
+        oldest, *rest = last
+        last = tuple(rest)
+        if all(r.identity != oldest.identity for r in last):  # a recovered list may hold it under two spellings
+            doomed = (*doomed, oldest)
     return replace(window, last=last, doomed=doomed)
 
 

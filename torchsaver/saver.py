@@ -14,6 +14,7 @@ import torch
 from torchsaver import arguments, restoring, retention
 from torchsaver.errors import VarListError
 from torchsaver.formats.manifest import Manifest, require_json
+from torchsaver.formats.safetensors_header import is_unicode
 from torchsaver.reader import CheckpointReader
 from torchsaver.retention import Record
 from torchsaver.storage import disk, paths, state_file
@@ -189,6 +190,8 @@ class Saver:
         step = arguments.step_number(global_step)
         prefix = paths.step_prefix(paths.path_text(save_path), step, self._pad_step_number)
         name = os.path.basename(prefix)
+        if not is_unicode(prefix):
+            raise ValueError(f"save_path {prefix!r} is not UTF-8, so the state file could not name it")
         if not name:
             raise ValueError(f"save_path {prefix!r} has no file name; add one: {os.path.join(prefix, 'model.ckpt')!r}")
         state_name = paths.STATE_FILE if latest_filename is None else latest_filename

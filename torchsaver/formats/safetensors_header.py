@@ -122,7 +122,8 @@ def parse_header(data: bytes, data_bytes: int, path: str) -> tuple[dict[str, Ten
     metadata = header.pop(METADATA_KEY, {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         _fail(path, f"{METADATA_KEY} is not an object of strings")
-    _require_unicode(header, path)
+    if not is_unicode("".join(header)):
+        _fail(path, "a key holds a lone surrogate")
     specs = sorted((_parse_spec(key, entry, path) for key, entry in header.items()), key=lambda s: (s.start, s.end))
     position = 0
     for spec in specs:
@@ -171,11 +172,13 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
-def _require_unicode(keys: Iterable[str], path: str) -> None:
+def is_unicode(text: str) -> bool:
+    """Return whether UTF-8 can hold `text`: a lone surrogate it cannot."""
     try:
-        "".join(keys).encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise CorruptCheckpointError(path, LENGTH_BYTES, "header: a key holds a lone surrogate") from error
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _parse_spec(key: str, entry: Any, path: str) -> TensorSpec:

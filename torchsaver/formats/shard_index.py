@@ -63,5 +63,5 @@ def parse_index(data: bytes, path: str) -> tuple[dict[str, str], Manifest]:
 
 
 def _is_plain_name(name: Any) -> bool:
-    separators = {os.sep, os.altsep, "/", "\\", "\0"} - {None}
-    return isinstance(name, str) and name not in ("", ".", "..") and not any(s in name for s in separators if s)
+    separators = [separator for separator in (os.sep, os.altsep, "/", "\0") if separator]
+    return isinstance(name, str) and name not in ("", ".", "..") and not any(s in name for s in separators)

@@ -12,7 +12,7 @@ import torch
 from torchsaver.errors import CorruptCheckpointError, UnsupportedCheckpointError
 from torchsaver.formats.manifest import Manifest
 from torchsaver.formats.regular_file import read_regular
-from torchsaver.formats.safetensors_file import write_safetensors
+from torchsaver.formats.safetensors_file import SafetensorsFile, write_safetensors
 from torchsaver.formats.shard_index import MAX_INDEX_BYTES, format_index, parse_index
 from torchsaver.storage import disk, paths
 
@@ -73,8 +73,9 @@ def _write_shards(prefix: str, shards: list[dict[str, torch.Tensor]], manifest: 
         whole = replace(manifest, complex128=frozenset(), shards=checksums)
         disk.write_atomic(paths.index_file(prefix), format_index(weight_map, total_bytes, whole))  # the commit point
     except BaseException:
-        for path in names:  # without an index they are nothing; none of these names was taken before
-            disk.remove(path)
+        if not set(names) & set(_named_shards(prefix)):  # they are nothing, and none of these names was taken before
+            for path in names:
+                disk.remove(path)
         raise
     return [paths.index_file(prefix), *names]
 
@@ -97,24 +98,38 @@ def _plan_shards(tensors: Mapping[str, torch.Tensor], max_shard_bytes: int | Non
 def _files_of(prefix: str) -> list[str]:
     """Return the files of the checkpoint `prefix`, what makes it count first: index, shards, the single file.
 
-    Shards are those its index names, as far as these are names we give: text in a file never decides what is removed.
+    Shards are those its index names, and those of ours that a save or a removal cut short has left without one. Both
+    have names that we give: text in a file never decides what is removed.
     """
-    directory = os.path.dirname(prefix)
+    index, single = paths.index_file(prefix), paths.checkpoint_file(prefix)
+    named = _named_shards(prefix)
+    left = [path for path in _possible_shards(prefix) if path not in named and _is_ours(path)]
+    return [*([index] if os.path.isfile(index) else []), *named, *left, *([single] if os.path.isfile(single) else [])]
+
+
+def _named_shards(prefix: str) -> list[str]:
+    """Return the shards that the index of `prefix` names, as far as these are names we give."""
     index = paths.index_file(prefix)
-    files = []
-    if os.path.isfile(index):
-        files = [index, *(os.path.join(directory, name) for name in _shard_names(prefix, index))]
-    if os.path.isfile(paths.checkpoint_file(prefix)):
-        files.append(paths.checkpoint_file(prefix))
-    return files
-
-
-def _shard_names(prefix: str, index: str) -> list[str]:
     try:
         weight_map, _ = parse_index(read_regular(index, MAX_INDEX_BYTES), index)
-    except (CorruptCheckpointError, UnsupportedCheckpointError):  # it names nothing that can be trusted
-        return []
-    return sorted(name for name in set(weight_map.values()) if paths.is_shard_of(prefix, name))
+    except (FileNotFoundError, IsADirectoryError, CorruptCheckpointError, UnsupportedCheckpointError):
+        return []  # there is none, or it names nothing that can be trusted
+    names = sorted(name for name in set(weight_map.values()) if paths.is_shard_of(prefix, name))
+    return [os.path.join(os.path.dirname(prefix), name) for name in names]
+
+
+def _possible_shards(prefix: str) -> list[str]:
+    directory = os.path.dirname(prefix)
+    names = sorted(name for name in os.listdir(directory or ".") if paths.is_shard_of(prefix, name))
+    return [os.path.join(directory, name) for name in names]
+
+
+def _is_ours(path: str) -> bool:
+    try:
+        with SafetensorsFile(path) as file:
+            return file.header_crc32c is not None
+    except (OSError, CorruptCheckpointError, UnsupportedCheckpointError):
+        return False
 
 
 def remove_checkpoint(checkpoint_prefix: str | os.PathLike[str]) -> None:
@@ -126,8 +141,10 @@ def remove_checkpoint(checkpoint_prefix: str | os.PathLike[str]) -> None:
     Raises:
         OSError: A file cannot be removed.
     """
-    for path in _files_of(paths.path_text(checkpoint_prefix, "checkpoint_prefix")):
-        disk.remove(path)
+    prefix = paths.path_text(checkpoint_prefix, "checkpoint_prefix")
+    if os.path.isdir(os.path.dirname(prefix) or "."):
+        for path in _files_of(prefix):
+            disk.remove(path)
 
 
 def checkpoint_exists(checkpoint_prefix: str | os.PathLike[str]) -> bool:

@@ -73,9 +73,11 @@ class NewFile:
     def close(self) -> None:
         """Close the file, and remove it if it has not got its name; a failure is logged, the sweep will see to it."""
         try:
-            if self._temporary:
-                remove(self._temporary)
-            os.close(self._fd)
+            try:
+                if self._temporary:
+                    remove(self._temporary)
+            finally:
+                os.close(self._fd)
         except OSError as error:
             logger.warning("could not clear away %s, left by a save of %s: %s", self._temporary, self.path, error)
 
@@ -130,7 +132,7 @@ def write_atomic(path: str, data: bytes) -> None:
     """Replace `path` by a file of these bytes: whole, durable, or not at all.
 
     Raises:
-        OSError: Naming `path`; the old file is as it was.
+        OSError: Naming `path`; the old file is as it was, or, if only its directory could not be synced, replaced whole.
     """
     with Stage() as stage:
         stage.create(path).write(data)
@@ -149,9 +151,17 @@ def make_directories(directory: str) -> None:
     parent = os.path.dirname(directory.rstrip(os.sep))
     if parent != directory:
         make_directories(parent)
-    with contextlib.suppress(FileExistsError) if os.path.isdir(directory) else contextlib.nullcontext():
+    try:
         os.mkdir(directory)
+    except FileExistsError:
+        if os.path.isdir(directory):  # another process made it meanwhile
+            return
+        raise
+    try:
         sync_directory(parent)
+    except OSError:
+        os.rmdir(directory)  # a directory that is there is taken for durable
+        raise
 
 
 def require_room_for(path: str) -> None:
@@ -178,12 +188,12 @@ def remove(path: str) -> None:
 
 def sync_directory(directory: str) -> None:
     """Wait until names in `directory` are on the device (a rename is durable only then)."""
-    fd = os.open(directory or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        with _naming(directory or "."):
+    with _naming(directory or "."):
+        fd = os.open(directory or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
             os.fsync(fd)
-    finally:
-        os.close(fd)
+        finally:
+            os.close(fd)
 
 
 def sweep(directory: str) -> None:

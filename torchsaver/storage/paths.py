@@ -3,7 +3,7 @@
     PREFIX                                     what save() returns: DIR/model.ckpt-1000
     PREFIX.safetensors                         the checkpoint in one file
     PREFIX.safetensors.index.json              the index of a sharded one; where both are there, the index counts
-    PREFIX-00001-of-00003.safetensors          a shard; PREFIX-<8 hex>-00001-of-00003.safetensors if that name is taken
+    PREFIX-00001-of-00003.safetensors          a shard; PREFIX-s<8 hex>-00001-of-00003.safetensors if that is taken
     DIR/checkpoint                             the state file
     DIR/.torchsaver-<16 hex>.tmp               being written, or left by a writer that died
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import stat
 from typing import Any
 
 FILE_ENDING = ".safetensors"
@@ -59,13 +60,15 @@ def shard_files(prefix: str, count: int) -> list[str]:
         names = [shard_file(prefix, number, count, mark) for number in range(1, count + 1)]
         if not any(os.path.lexists(name) for name in names):
             return names
-        mark = secrets.token_hex(4)
+        mark = f"s{secrets.token_hex(4)}"  # a letter: a padded step is eight digits too
 
 
 def is_shard_of(prefix: str, name: str) -> bool:
     """Return whether `name` is a file name that `shard_files` gives for this prefix."""
     stem = re.escape(os.path.basename(prefix))
-    return re.fullmatch(rf"{stem}(-[0-9a-f]{{8}})?-\d{{5,}}-of-\d{{5,}}{re.escape(FILE_ENDING)}", name) is not None
+    return (
+        re.fullmatch(rf"{stem}(-s[0-9a-f]{{8}})?-[0-9]{{5,}}-of-[0-9]{{5,}}{re.escape(FILE_ENDING)}", name) is not None
+    )
 
 
 def find_checkpoint(save_path: str) -> str | None:
@@ -74,17 +77,17 @@ def find_checkpoint(save_path: str) -> str | None:
     Only a file that is really gone is None; a directory that may not be read is an OSError.
     """
     for path in (index_file(save_path), checkpoint_file(save_path)):
-        if _is_there(path):
+        if _is_file(path):
             return path
-    return save_path if save_path and _is_there(save_path) and not os.path.isdir(save_path) else None
+    return save_path if save_path and _is_file(save_path) else None
 
 
-def _is_there(path: str) -> bool:
+def _is_file(path: str) -> bool:
+    """Return whether something that is no directory has this name."""
     try:
-        os.stat(path)
+        return not stat.S_ISDIR(os.stat(path).st_mode)
     except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL, which no file name holds
         return False
-    return True
 
 
 def is_index(path: str) -> bool:

@@ -12,9 +12,9 @@ from typing import Any, Protocol
 
 import torch
 
-from torchsaver.errors import MismatchError, nearest_keys
+from torchsaver.errors import CorruptCheckpointError, MismatchError, nearest_keys
 from torchsaver.formats.tensor_bytes import dtype_text, why_not_writable
-from torchsaver.variables import objects
+from torchsaver.variables.state_tree import tensor_keys
 from torchsaver.variables.var_list import Slots
 
 _MOST_NEAREST = 10  # finding names that look alike is slow, and nobody reads more
@@ -116,6 +116,7 @@ def plan_restore(slots: Slots, checkpoint: Checkpoint, *, strict: bool, reshape:
 
     Raises:
         MismatchError: Keys missing, shapes or dtypes that differ, tensors that cannot be written: all of them.
+        CorruptCheckpointError: The stored state of an object is no state.
     """
     plan = RestorePlan()
     shapes: list[tuple[str, list[int], list[int]]] = []
@@ -163,16 +164,22 @@ def _fits(stored: tuple[int, ...], wanted: torch.Size, reshape: bool) -> bool:
 
 def _plan_objects(plan: RestorePlan, slots: Slots, checkpoint: Checkpoint) -> None:
     for key in slots.objects:
-        if key in checkpoint.object_trees:
-            plan.objects[key] = checkpoint.object_trees[key]
-        else:
+        if key not in checkpoint.object_trees:
             plan.missing.append(key)
+            continue
+        tree = plan.objects[key] = checkpoint.object_trees[key]
+        try:
+            absent = [name for name in tensor_keys(tree) if checkpoint.find(name) is None]
+        except ValueError as error:
+            raise CorruptCheckpointError(checkpoint.save_path, 0, f"the state of {key!r} is {error}") from error
+        if absent:
+            raise CorruptCheckpointError(checkpoint.save_path, 0, f"{absent[0]!r} of the state of {key!r} is missing")
 
 
 def _unused(plan: RestorePlan, checkpoint: Checkpoint) -> list[str]:
     used = set(plan.sources.values()) | {stored for _, _, _, stored in plan.ties}
     for tree in plan.objects.values():
-        used.update(objects.tensor_keys(tree))
+        used.update(tensor_keys(tree))
     others = [key for key in checkpoint.object_trees if key not in plan.objects]
     return sorted([key for key in checkpoint.keys() if key not in used] + others)
 

@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 import torch
 
 from torchsaver.errors import VarListError, VarListTypeError
+from torchsaver.formats.safetensors_header import is_unicode
 from torchsaver.variables.collection import Collection, current_collection, name_of
 
 RESERVED_KEY = "__metadata__"  # safetensors' own: a tensor of that name makes a file nobody can read
@@ -37,12 +38,14 @@ class Place:
     owner: torch.nn.Module
     path: str
 
-    def tensor(self) -> torch.Tensor:
-        """Return the tensor that is there now."""
+    def tensor(self) -> torch.Tensor | None:
+        """Return the tensor that is there now, None when there is none any more."""
         module_path, _, name = self.path.rpartition(".")
-        value = getattr(self.owner.get_submodule(module_path), name)
-        assert isinstance(value, torch.Tensor), self.path
-        return value
+        try:
+            value = getattr(self.owner.get_submodule(module_path), name)
+        except AttributeError:
+            return None
+        return value if isinstance(value, torch.Tensor) else None
 
 
 @dataclass(frozen=True)
@@ -136,9 +139,12 @@ def resolve(entries: Iterable[Entry]) -> Slots:
     problems = _Problems()
     slots = Slots()
     keys: dict[int, str] = {}  # the key of each tensor, by id
-    for entry in entries:
+    # Tensors given by themselves come first: a module that has one of them too adds another name, whatever the order.
+    for entry in sorted(entries, key=lambda entry: isinstance(entry.value, torch.nn.Module)):
         value = entry.value.tensor() if isinstance(entry.value, Place) else entry.value
-        if isinstance(value, torch.Tensor):
+        if value is None:
+            problems.add(f"{entry.key!r} is not in its module any more; build a new Saver")
+        elif isinstance(value, torch.Tensor):
             if id(value) in keys:
                 problems.add(f"{entry.key!r} and {keys[id(value)]!r} are the same tensor; save it under one key")
             elif _is_free(entry.key, slots, problems):
@@ -240,7 +246,7 @@ def _is_good_key(key: Any, value: Any, problems: _Problems) -> bool:
         problems.add("a key is empty; give it a name")
     elif key == RESERVED_KEY:
         problems.add(f"{RESERVED_KEY!r} is safetensors' own key; choose another")
-    elif any("\ud800" <= character <= "\udfff" for character in key):
+    elif not is_unicode(key):
         problems.add(f"key {key!r} holds a lone surrogate, which UTF-8 cannot hold; choose another")
     else:
         return True
@@ -252,7 +258,7 @@ def _is_good_value(key: str, value: Any, problems: _Problems) -> bool:
         problems.add(f"{key!r} is None; leave it out")
     elif isinstance(value, Mapping):
         problems.add(f"{key!r} is a nested dict; give its values keys of their own", wrong_type=True)
-    elif isinstance(value, Collection) or not isinstance(value, (torch.Tensor, torch.nn.Module, Stateful)):
+    elif isinstance(value, (Collection, type)) or not isinstance(value, (torch.Tensor, torch.nn.Module, Stateful)):
         remedy = "a tensor, a Module or an object with state_dict() and load_state_dict() was wanted"
         problems.add(f"{key!r} is a {type(value).__name__}; {remedy}", wrong_type=True)
     else:

@@ -1,0 +1,236 @@
+"""State trees go through JSON and back with exact types, and a refused state leaves every object as it was."""
+
+from __future__ import annotations
+
+import collections
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.optim import lr_scheduler
+
+import torchsaver as ts
+from torchsaver.errors import VarListError
+from torchsaver.formats.manifest import Manifest, canonical_json
+from torchsaver.storage.checkpoint_files import write_checkpoint
+from torchsaver.variables.objects import ObjectRefusedError, gather, load_states
+from torchsaver.variables.state_tree import flatten, tensor_keys, unflatten
+from torchsaver.variables.var_list import Slots
+
+
+def _round_trip(state: Any) -> Any:
+    tree, tensors = flatten("o", state)
+    tree = json.loads(canonical_json(tree))
+    assert tensor_keys(tree) == [key for key in tensor_keys(tree) if key in tensors]
+    assert len(tensor_keys(tree)) == len(tensors)
+    return unflatten(tree, tensors.__getitem__)
+
+
+def _described(value: Any) -> Any:
+    """Return something whose == compares values and types, and the order where it is a part of the value."""
+    if isinstance(value, torch.Tensor):
+        return "tensor", value.dtype, value.tolist()
+    if isinstance(value, dict):
+        pairs = [(_described(key), _described(item)) for key, item in value.items()]
+        return type(value), pairs if isinstance(value, collections.OrderedDict) else sorted(pairs, key=repr)
+    if isinstance(value, (list, tuple)):
+        return type(value), [_described(item) for item in value]
+    if isinstance(value, set):
+        return set, frozenset(map(repr, map(_described, value)))
+    return type(value), repr(value)
+
+
+def test_gather_tells_every_tensor_that_cannot_be_stored_and_every_key_that_stands_twice() -> None:
+    optimizer = torch.optim.SGD([torch.ones(1, requires_grad=True)], lr=0.1, momentum=0.9)
+    optimizer.param_groups[0]["params"][0].grad = torch.ones(1)
+    optimizer.step()
+    key = "opt.state.0.momentum_buffer"
+    slots = Slots({key: torch.zeros(1), "meta": torch.zeros(1, device="meta")}, {}, {"opt": optimizer})
+    with pytest.raises(VarListError) as raised:
+        gather(slots)
+    assert [problem.split()[0] for problem in raised.value.problems] == [f"'{key}'", "'meta'"]
+
+
+# ---- hostile trees
+
+
+class Holder:
+    """An object that takes any state."""
+
+    def __init__(self, state: Any = None) -> None:
+        self.state = state
+
+    def state_dict(self) -> Any:
+        return self.state
+
+    def load_state_dict(self, state: Any) -> None:
+        self.state = state
+
+
+@pytest.mark.parametrize(
+    "tree", [{"dict": 3}, {"complex": []}, {"pickle": "x"}, {"tensor": "not there"}, {"tensor": 3}]
+)
+def test_restore_of_a_hostile_tree_is_an_error_of_ours_and_changes_nothing(tmp_path: Path, tree: Any) -> None:
+    prefix = str(tmp_path / "m")
+    write_checkpoint(prefix, {"w": torch.ones(1)}, Manifest(objects={"o": [tree]}))
+    holder, w = Holder("old"), torch.zeros(1)
+    with pytest.raises(ts.TorchSaverError):
+        ts.Saver({"o": holder, "w": w}).restore(prefix)
+    assert (holder.state, w.item()) == ("old", 0.0)
+
+
+def _model() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1))
+
+
+def _train(model: torch.nn.Module, optimizer: torch.optim.Optimizer, steps: int = 2) -> None:
+    def closure() -> Any:
+        optimizer.zero_grad()
+        loss = model(torch.linspace(-1, 1, 6).reshape(2, 3)).square().sum()
+        loss.backward()
+        return loss
+
+    for _ in range(steps):
+        optimizer.step(closure)
+
+
+OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
+    "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.1),
+    "momentum": lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9),
+    "adam": lambda parameters: torch.optim.Adam(parameters, lr=0.1, amsgrad=True),
+    "adamw": lambda parameters: torch.optim.AdamW(parameters, lr=0.1),
+    "lbfgs": lambda parameters: torch.optim.LBFGS(parameters, lr=0.1, max_iter=3),
+    "named": lambda parameters: torch.optim.Adam(parameters, lr=torch.tensor(0.1)),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("stepped", [True, False])
+def test_optimizer_through_a_checkpoint_goes_on_as_the_one_that_was_saved(
+    tmp_path: Path, name: str, stepped: bool
+) -> None:
+    model, twin = _model(), _model()
+    optimizer, other = (OPTIMIZERS[name](m.parameters()) for m in (model, twin))
+    _train(model, optimizer)
+    prefix = ts.Saver({"model": model, "opt": optimizer}).save(tmp_path / "m")
+    if stepped:
+        _train(twin, other, 3)
+    ts.Saver({"model": twin, "opt": other}).restore(prefix)
+    assert _described(other.state_dict()) == _described(optimizer.state_dict())
+    _train(model, optimizer)
+    _train(twin, other)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), twin.parameters(), strict=True))
+
+
+def test_optimizer_saved_before_its_first_step_clears_a_stepped_one(tmp_path: Path) -> None:
+    model = _model()
+    fresh, stepped = (torch.optim.Adam(model.parameters()) for _ in range(2))
+    prefix = ts.Saver({"opt": fresh}).save(tmp_path / "m")
+    _train(model, stepped)
+    ts.Saver({"opt": stepped}).restore(prefix)
+    assert stepped.state_dict()["state"] == {}
+
+
+SCHEDULERS: dict[str, Callable[[torch.optim.Optimizer], Any]] = {
+    "step": lambda o: lr_scheduler.StepLR(o, 2),
+    "lambda": lambda o: lr_scheduler.LambdaLR(o, lambda epoch: 0.9**epoch),
+    "cosine": lambda o: lr_scheduler.CosineAnnealingLR(o, 7),
+    "restarts": lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, 3),
+    "one_cycle": lambda o: lr_scheduler.OneCycleLR(o, max_lr=1.0, total_steps=20),
+    "multi_step": lambda o: lr_scheduler.MultiStepLR(o, [2, 2, 5]),
+    "cyclic": lambda o: lr_scheduler.CyclicLR(o, 0.1, 1.0, cycle_momentum=False),
+    "plateau": lr_scheduler.ReduceLROnPlateau,
+    "chained": lambda o: lr_scheduler.ChainedScheduler([lr_scheduler.StepLR(o, 2), lr_scheduler.ExponentialLR(o, 0.9)]),
+    "sequential": lambda o: lr_scheduler.SequentialLR(
+        o, [lr_scheduler.ConstantLR(o, 0.1), lr_scheduler.ExponentialLR(o, 0.9)], milestones=[2]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_scheduler_state_through_json_goes_on_as_the_one_that_was_saved(name: str) -> None:
+    model = _model()
+    optimizers = [torch.optim.SGD(model.parameters(), lr=0.5) for _ in range(2)]
+    scheduler, other = (SCHEDULERS[name](optimizer) for optimizer in optimizers)
+    arguments = (1.0,) if name == "plateau" else ()
+    for optimizer in optimizers:
+        optimizer.step()
+    for _ in range(3):
+        scheduler.step(*arguments)
+    optimizers[1].load_state_dict(_round_trip(optimizers[0].state_dict()))
+    other.load_state_dict(_round_trip(scheduler.state_dict()))
+    for each in (scheduler, other):
+        each.step(*arguments)
+    assert other.get_last_lr() == scheduler.get_last_lr()
+    assert not math.isnan(other.get_last_lr()[0])
+
+
+# ---- all or nothing
+
+
+class Picky(Holder):
+    """Refuses some states, half done."""
+
+    def __init__(self, state: Any, accepts: tuple[Any, ...], kind: type[BaseException] = ValueError) -> None:
+        super().__init__(state)
+        self.accepts, self.kind = accepts, kind
+
+    def load_state_dict(self, state: Any) -> None:
+        if state not in self.accepts:
+            self.state = "half"
+            raise self.kind("no")
+        super().load_state_dict(state)
+
+
+@pytest.mark.parametrize("refuses_its_own_state", [False, True])
+def test_load_states_with_one_that_refuses_gives_all_others_their_old_states_again(refuses_its_own_state: bool) -> None:
+    model = _model()
+    optimizer = torch.optim.Adam(model.parameters())
+    _train(model, optimizer)
+    before = _described(optimizer.state_dict())
+    other = torch.optim.Adam(model.parameters(), lr=5.0)
+    first, picky, last = Holder(["old"]), Picky("old", () if refuses_its_own_state else ("old",)), Holder("old")
+    objects = {"first": first, "opt": optimizer, "picky": picky, "last": last}
+    states = {"first": ["new"], "opt": other.state_dict(), "picky": "new", "last": "new"}
+    with pytest.raises(ObjectRefusedError) as raised:
+        load_states(objects, states)
+    assert (raised.value.key, str(raised.value.error)) == ("picky", "no")
+    assert (first.state, last.state) == (["old"], "old")
+    assert _described(optimizer.state_dict()) == before
+    if not refuses_its_own_state:
+        assert picky.state == "old"
+
+
+def test_load_states_interrupted_rolls_back_and_lets_the_interruption_through() -> None:
+    first, picky = Holder("old"), Picky("old", ("old",), KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        load_states({"a": first, "b": picky}, {"a": "new", "b": "new"})
+    assert (first.state, picky.state) == ("old", "old")
+
+
+def test_load_states_of_an_object_that_changes_its_state_in_place_rolls_back_to_a_copy() -> None:
+    class InPlace(Holder):
+        def load_state_dict(self, state: Any) -> None:
+            self.state["t"].copy_(state["t"])
+            self.state["n"][:] = state["n"]
+
+    held = InPlace({"t": torch.zeros(2), "n": [1]})
+    with pytest.raises(ObjectRefusedError):
+        load_states({"a": held, "b": Picky("old", ("old",))}, {"a": {"t": torch.ones(2), "n": [2]}, "b": "new"})
+    assert (held.state["t"].tolist(), held.state["n"]) == ([0.0, 0.0], [1])
+
+
+def test_restore_with_an_object_that_refuses_is_a_mismatch_and_changes_nothing(tmp_path: Path) -> None:
+    w = torch.ones(1)
+    prefix = ts.Saver({"w": w, "a": Holder("new"), "b": Holder("new")}).save(tmp_path / "m")
+    w.zero_()
+    first, picky = Holder("old"), Picky("old", ("old",))
+    with pytest.raises(ts.MismatchError, match=r"b: load_state_dict\(\) raised ValueError: no") as raised:
+        ts.Saver({"w": w, "a": first, "b": picky}).restore(prefix)
+    assert isinstance(raised.value.__cause__, ValueError)
+    assert (w.item(), first.state, picky.state) == (0.0, "old", "old")

@@ -1,0 +1,160 @@
+"""state_dict() trees <-> tensors under readable keys + JSON, with exact types and no pickle.
+
+In JSON, null, true, false, numbers, texts and lists stand for themselves. An object has exactly one member, which says
+what it is: {"dict": {..}}, {"items": [{"tuple": [key, value]}, ..]} for keys that are not all texts, {"ordered": [..]},
+{"counter": [..]}, {"tuple": [..]}, {"set": [..]}, {"tensor": KEY}, {"float": "nan"}, {"int": "0x.."}, {"bytes": BASE64},
+{"complex": [re, im]}, {"size": [..]}, {"dtype": ".."}, {"device": ".."}. A dict of texts comes back in sorted order.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from torchsaver.errors import VarListError, VarListTypeError
+from torchsaver.formats.manifest import MAX_DEPTH, depth
+from torchsaver.formats.safetensors_header import is_unicode
+
+_PLAIN_INT_LIMIT = 1 << 63  # larger ones are not read alike by every JSON reader
+
+
+def flatten(key: str, state: Any) -> tuple[Any, dict[str, torch.Tensor]]:
+    """Return the JSON tree of an object's state, and its tensors by key: `key`, a dot, their path inside the object.
+
+    Raises:
+        VarListTypeError: A value or key of a type that has no place in JSON, with its path.
+        VarListError: Two tensors would get one key, or it is nested too deep.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    try:
+        tree = _encode(state, key, tensors)
+        levels = depth(tree)
+    except RecursionError:
+        levels = MAX_DEPTH + 1
+    if levels > MAX_DEPTH:
+        raise VarListError([f"{key!r} has a state nested over {MAX_DEPTH} deep; make it flatter"])
+    return tree, tensors
+
+
+def unflatten(tree: Any, tensor_of: Callable[[str], torch.Tensor]) -> Any:
+    """Return the state in a JSON tree; `tensor_of` gives the tensor of a key, and raises nothing.
+
+    Raises:
+        ValueError: The tree is not one that `flatten` makes.
+    """
+    try:
+        return _decode(tree, tensor_of)
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, RuntimeError, TypeError) as error:
+        raise ValueError(f"not a state tree: {error}") from error
+
+
+def tensor_keys(tree: Any) -> list[str]:
+    """Return the keys of the tensors a tree refers to.
+
+    Raises:
+        ValueError: The tree is not one that `flatten` makes.
+    """
+    keys: list[str] = []
+
+    def note(key: str) -> torch.Tensor:
+        keys.append(key)
+        return torch.empty(0)
+
+    unflatten(tree, note)
+    return keys
+
+
+def _decode(tree: Any, tensor_of: Callable[[str], torch.Tensor]) -> Any:
+    if tree is None or isinstance(tree, (bool, int, float, str)):
+        return tree
+    if isinstance(tree, list):
+        return [_decode(item, tensor_of) for item in tree]
+    if len(tree) != 1:
+        raise ValueError("an object in a state tree has one member, its kind")
+    ((kind, value),) = tree.items()
+    if kind == "tensor" and isinstance(value, str):
+        return tensor_of(value)
+    if kind == "dict":
+        return {name: _decode(item, tensor_of) for name, item in value.items()}
+    if kind in _CONTAINERS and isinstance(value, list):
+        return _CONTAINERS[kind](_decode(item, tensor_of) for item in value)
+    if kind in _SCALARS:
+        return _SCALARS[kind](value)
+    raise ValueError(f"a state tree has the unknown kind {kind!r}; a newer torchsaver may know it")
+
+
+def _dtype(name: str) -> torch.dtype:
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"torch has no dtype {name!r}")
+    return dtype
+
+
+_CONTAINERS: dict[str, Callable[..., Any]] = {
+    "tuple": tuple,
+    "set": set,
+    "items": dict,
+    "ordered": OrderedDict,
+    "counter": lambda pairs: Counter(dict(pairs)),
+}
+_MAPPINGS: dict[type, str] = {dict: "items", OrderedDict: "ordered", Counter: "counter"}
+_SCALARS: dict[str, Callable[[Any], Any]] = {
+    "float": float,
+    "int": lambda text: int(text, 16),
+    "bytes": lambda text: base64.b64decode(text, validate=True),
+    "complex": lambda parts: complex(float(parts[0]), float(parts[1])),
+    "size": torch.Size,
+    "dtype": _dtype,
+    "device": torch.device,
+}
+
+
+def _encode(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
+    if isinstance(value, torch.Tensor):
+        if path in tensors:
+            raise VarListError([f"{path!r} is the key of two tensors inside one object; rename one of its entries"])
+        tensors[path] = value
+        return {"tensor": path}
+    kind = type(value)
+    if kind is str and not is_unicode(value):
+        raise VarListError([f"{path!r} is a text with a lone surrogate, which UTF-8 cannot hold"])
+    if kind in _ENCODERS:
+        return _ENCODERS[kind](value)
+    if kind in (list, tuple, set):
+        items = [_encode(item, f"{path}.{index}", tensors) for index, item in enumerate(value)]
+        return items if kind is list else {kind.__name__: items}
+    if kind in (dict, OrderedDict, Counter):
+        return _encode_mapping(value, path, tensors)
+    remedy = "numbers, texts, bytes, tensors, and dict, list, tuple and set of them can be stored"
+    raise VarListTypeError([f"{path!r} is a {kind.__module__}.{kind.__qualname__}; {remedy}"])
+
+
+def _encode_mapping(value: Mapping[Any, Any], path: str, tensors: dict[str, torch.Tensor]) -> Any:
+    members = {key: _encode(item, f"{path}.{key}", tensors) for key, item in value.items()}
+    if type(value) is dict and all(type(key) is str for key in members):
+        return {"dict": members}
+    pairs = [{"tuple": [_encode(key, f"{path} (key)", tensors), item]} for key, item in members.items()]
+    return {_MAPPINGS[type(value)]: pairs}
+
+
+def _encode_float(value: float) -> Any:
+    return value if math.isfinite(value) else {"float": repr(value)}
+
+
+_ENCODERS: dict[type, Callable[[Any], Any]] = {
+    type(None): lambda value: value,
+    bool: lambda value: value,
+    str: lambda value: value,
+    int: lambda value: value if -_PLAIN_INT_LIMIT <= value < _PLAIN_INT_LIMIT else {"int": hex(value)},
+    float: _encode_float,
+    bytes: lambda value: {"bytes": base64.b64encode(value).decode("ascii")},
+    complex: lambda value: {"complex": [repr(value.real), repr(value.imag)]},
+    torch.Size: lambda value: {"size": list(value)},
+    torch.dtype: lambda value: {"dtype": str(value).removeprefix("torch.")},
+    torch.device: lambda value: {"device": str(value)},
+}

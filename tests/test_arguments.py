@@ -19,7 +19,7 @@ from torchsaver import arguments
         (None, None),
         (0, 0),
         (-5, -5),
-        (10**20, 10**20),
+        (2**63 - 1, 2**63 - 1),
         (np.int64(7), 7),
         (np.uint8(7), 7),
         (torch.tensor(9), 9),

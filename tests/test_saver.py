@@ -420,7 +420,7 @@ def test_object_that_refuses_its_state_leaves_everything_as_it_was(tmp_path: Pat
     two_groups = torch.optim.SGD([{"params": [weight]}, {"params": [other]}], lr=0.5)
     with torch.no_grad():
         weight.fill_(9.0)
-    with pytest.raises(ts.MismatchError, match=r"o: load_state_dict"):
+    with pytest.raises(ts.MismatchError, match=r"o: has 2 parameter groups, and 1 in checkpoint"):
         ts.Saver({"w": weight, "o": two_groups}).restore(prefix)
     assert weight.tolist() == [9.0, 9.0]
     assert two_groups.param_groups[0]["lr"] == 0.5

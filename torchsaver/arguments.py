@@ -10,19 +10,23 @@ from typing import Any
 
 import torch
 
+from torchsaver.storage import paths
+
 
 def step_number(global_step: Any) -> int | None:
     """Return a step as an int.
 
     Raises:
         TypeError: Not an integer, nor a 0-d tensor.
-        ValueError: A tensor that is nan or infinite.
+        ValueError: A tensor that is nan or infinite, or an integer beyond 64 bits.
     """
     if global_step is None:
         return None
     if isinstance(global_step, torch.Tensor):
-        if global_step.dim() != 0 or global_step.dtype == torch.bool or global_step.is_complex():
-            raise TypeError(f"global_step is a 0-d number, not a tensor {global_step.dtype} {list(global_step.shape)}")
+        not_real = global_step.dtype == torch.bool or global_step.is_complex()
+        if global_step.dim() != 0 or not_real or global_step.is_meta:
+            kind = f"{global_step.dtype} {list(global_step.shape)} on {global_step.device}"
+            raise TypeError(f"global_step is a 0-d number, not a tensor {kind}")
         try:
             return int(global_step.item())
         except OverflowError as error:
@@ -30,9 +34,12 @@ def step_number(global_step: Any) -> int | None:
     if isinstance(global_step, bool):
         raise TypeError("global_step is an integer, not a bool")
     try:
-        return operator.index(global_step)
+        step = operator.index(global_step)
     except TypeError as error:
         raise TypeError(f"global_step is an integer or a 0-d tensor, not {type(global_step).__name__}") from error
+    if abs(step) >= 1 << 63:
+        raise ValueError("global_step is beyond 64 bits")
+    return step
 
 
 def whole_number(value: Any, name: str, *, least: int) -> int | None:
@@ -79,9 +86,8 @@ def require_plain_name(latest_filename: Any) -> None:
         return
     if not isinstance(latest_filename, str):
         raise TypeError(f"latest_filename is a str, not {type(latest_filename).__name__}")
-    if (
-        os.path.basename(latest_filename) != latest_filename
-        or latest_filename in ("", ".", "..")
-        or "\0" in latest_filename
-    ):
-        raise ValueError(f"latest_filename {latest_filename!r} is a file name without a directory")
+    plain = os.path.basename(latest_filename) == latest_filename and latest_filename not in ("", ".", "..")
+    if not plain or "\0" in latest_filename:
+        raise ValueError(f"latest_filename {latest_filename!r} is no file name without a directory")
+    if latest_filename.endswith((paths.FILE_ENDING, paths.INDEX_ENDING)) or paths.is_temporary(latest_filename):
+        raise ValueError(f"latest_filename {latest_filename!r} would collide with a checkpoint's files; choose another")

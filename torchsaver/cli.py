@@ -6,6 +6,7 @@ Exit codes: 0 fine, 1 failed, with one line on stderr, 2 wrong usage.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import sys
@@ -21,6 +22,8 @@ from torchsaver.version import __version__
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; `argv` is without the program's name, sys.argv by default."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a key may hold what the terminal's encoding does not
     arguments = _parser().parse_args(argv)
     try:
         arguments.run(arguments)

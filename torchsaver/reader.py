@@ -47,7 +47,7 @@ _TF_DTYPES = {
 class CheckpointReader:
     """An open checkpoint: its keys, shapes and values, read one at a time. It stays on the files it has opened.
 
-    Owns a file descriptor for each file until `close`, or the end of its `with` block; keeps no mapping. The dtype and
+    Owns a file descriptor for each file until `close`, the end of its `with` block, or its own end; keeps no mapping. The dtype and
     shape maps come from the headers alone. `get_tensor` may be called from several threads.
 
     Args:
@@ -64,44 +64,53 @@ class CheckpointReader:
         self.save_path = paths.path_text(save_path)
         path = paths.find_checkpoint(self.save_path)
         if path is None:
-            file = paths.checkpoint_file(self.save_path)
-            raise CheckpointNotFoundError(self.save_path, f"{file!r} is a directory" if os.path.isdir(file) else "")
+            raise CheckpointNotFoundError(self.save_path, _directory_in_place(self.save_path))
         self.files: list[SafetensorsFile] = []
         self._tensors: dict[str, StoredTensor] = {}
         try:
-            self.manifest = self._open_shards(path) if paths.is_index(path) else self._open_file(path).manifest
+            self.manifest = self._open_shards(path) if paths.is_index(path) else self._open_single(path)
         except BaseException:
             self.close()
             raise
         known = {alias: key for alias, key in self.manifest.aliases.items() if key in self._tensors}
         self.aliases: dict[str, str] = {alias: key for alias, key in known.items() if alias not in self._tensors}
 
-    def _open_file(self, path: str) -> SafetensorsFile:
+    def _open_single(self, path: str) -> Manifest:
         file = SafetensorsFile(path)
         self.files.append(file)
-        for spec in file.specs.values():
-            if spec.key in self._tensors:
-                raise CorruptCheckpointError(path, 0, f"{spec.key!r} is in another shard too")
-            self._tensors[spec.key] = stored_tensor(file, spec)
-        return file
+        self._tensors = {key: stored_tensor(file, spec) for key, spec in file.specs.items()}
+        return file.manifest
 
     def _open_shards(self, index_path: str) -> Manifest:
-        weight_map, manifest = parse_index(read_regular(index_path, MAX_INDEX_BYTES), index_path)
+        """Open the shards an index names; when a save replaces it meanwhile, those of the new one."""
+        data = read_regular(index_path, MAX_INDEX_BYTES)
+        while True:
+            weight_map, manifest = parse_index(data, index_path)
+            try:
+                self._open_shard_files(index_path, weight_map, manifest)
+            except FileNotFoundError as error:
+                before, data = data, read_regular(index_path, MAX_INDEX_BYTES)
+                if data == before:
+                    name = os.path.basename(str(error.filename))
+                    raise CorruptCheckpointError(index_path, 0, f"its shard {name!r} is missing") from error
+            else:
+                return manifest
+
+    def _open_shard_files(self, index_path: str, weight_map: Mapping[str, str], manifest: Manifest) -> None:
+        self.close()
+        self.files, self._tensors = [], {}
+        opened: dict[str, SafetensorsFile] = {}
         for name in sorted(set(weight_map.values())):
             path = os.path.join(os.path.dirname(index_path), name)
-            try:
-                file = self._open_file(path)
-            except FileNotFoundError as error:
-                raise CorruptCheckpointError(index_path, 0, f"its shard {name!r} is missing") from error
+            opened[name] = SafetensorsFile(path)
+            self.files.append(opened[name])
             wanted = manifest.shards.get(name)
-            if wanted is not None and wanted != file.header_crc32c:
+            if wanted is not None and wanted != opened[name].header_crc32c:
                 raise CorruptCheckpointError(path, 0, f"it belongs to another save than the index {index_path!r}")
-        if set(weight_map) - set(self._tensors):
-            absent = sorted(set(weight_map) - set(self._tensors))
-            raise CorruptCheckpointError(
-                index_path, 0, f"{absent[0]!r} is not in its shard, nor {len(absent) - 1} others"
-            )
-        return manifest
+        for key, name in weight_map.items():
+            if key not in opened[name].specs:
+                raise CorruptCheckpointError(index_path, 0, f"{key!r} is not in its shard {name!r}")
+            self._tensors[key] = stored_tensor(opened[name], opened[name].specs[key])
 
     @property
     def global_step(self) -> int | None:
@@ -200,6 +209,14 @@ class CheckpointReader:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _directory_in_place(save_path: str) -> str:
+    """Return what to say of a directory where a checkpoint's file was wanted, "" when there is none."""
+    file = paths.checkpoint_file(save_path)
+    if os.path.isdir(file):
+        return f"{file!r} is a directory"
+    return "it is a directory, whose newest checkpoint latest_checkpoint() finds" if os.path.isdir(save_path) else ""
 
 
 def load_checkpoint(ckpt_dir_or_file: str | os.PathLike[str]) -> CheckpointReader:

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from typing import TypeAlias
+
+import torch
+
 from torchsaver.errors import MismatchError
+from torchsaver.formats.checksum import crc32c
+from torchsaver.formats.tensor_bytes import row_major_bytes
 from torchsaver.reader import CheckpointReader
+from torchsaver.stored_tensor import StoredTensor
 from torchsaver.variables import objects
 from torchsaver.variables.restore_plan import RestorePlan
 from torchsaver.variables.state_tree import tensor_keys, unflatten
 from torchsaver.variables.var_list import Slots
+
+Filling: TypeAlias = tuple[StoredTensor, str, torch.Tensor]  # what is stored, the slot's key, and its tensor
 
 
 def require_equal_ties(plan: RestorePlan, reader: CheckpointReader) -> None:
@@ -33,8 +44,9 @@ def stored_keys(plan: RestorePlan) -> list[str]:
     return list(dict.fromkeys([*plan.sources.values(), *inside]))
 
 
-def load_objects(slots: Slots, plan: RestorePlan, reader: CheckpointReader) -> None:
-    """Give the objects their stored states: all of them, or none.
+@contextlib.contextmanager
+def objects_loaded(slots: Slots, plan: RestorePlan, reader: CheckpointReader) -> Iterator[None]:
+    """Give the objects their stored states, for good if the `with` block ends well.
 
     Raises:
         MismatchError: An object refused its state; every object has its old one again.
@@ -44,14 +56,86 @@ def load_objects(slots: Slots, plan: RestorePlan, reader: CheckpointReader) -> N
         tensors = {name: reader.get_tensor(name) for name in tensor_keys(tree)}
         states[key] = unflatten(tree, tensors.__getitem__)
     try:
-        objects.load_states(slots.objects, states)
+        with objects.loaded(slots.objects, states):
+            yield
     except objects.ObjectRefusedError as refused:
-        reason = f"load_state_dict() raised {type(refused.error).__name__}: {refused.error}"
-        raise MismatchError(reader.save_path, targets=[(refused.key, reason)]) from refused.error
+        raise MismatchError(reader.save_path, targets=[(refused.key, refused.reason)]) from refused.__cause__
 
 
 def fill_tensors(slots: Slots, plan: RestorePlan, reader: CheckpointReader) -> None:
     """Read each value straight into its tensor, in the order of the file."""
-    pairs = [(reader.stored(stored_key), slots.tensors[key]) for key, stored_key in plan.sources.items()]
-    for stored, target in sorted(pairs, key=lambda pair: pair[0].position):
+    for stored, _, target in _in_file_order(slots, plan, reader):
         stored.read_into(target)
+
+
+def require_one_value_a_place(slots: Slots, plan: RestorePlan, reader: CheckpointReader) -> None:
+    """Refuse values that would overwrite each other, because their tensors share memory.
+
+    Tensors that overlap are filled on a scratch copy of that memory first; each must come out as it is stored.
+
+    Raises:
+        MismatchError: With every tensor that would not.
+    """
+    spoiled = []
+    for group in _overlapping(_in_file_order(slots, plan, reader)):
+        start = min(_reach(target)[0] for _, _, target in group)
+        scratch = torch.empty(max(_reach(target)[1] for _, _, target in group) - start, dtype=torch.uint8)
+        views = [_same_view(target, scratch, start) for _, _, target in group]
+        for (stored, _, _), view in zip(group, views, strict=True):
+            stored.read_into(view)
+        for (stored, key, _), view in zip(group, views, strict=True):
+            if stored.checksum != _checksum(view):
+                spoiled.append(
+                    (key, "shares memory with another value of var_list, and the stored values differ there")
+                )
+    if spoiled:
+        raise MismatchError(reader.save_path, targets=spoiled)
+
+
+def _in_file_order(slots: Slots, plan: RestorePlan, reader: CheckpointReader) -> list[Filling]:
+    fillings = [(reader.stored(stored_key), key, slots.tensors[key]) for key, stored_key in plan.sources.items()]
+    return sorted(fillings, key=lambda filling: filling[0].position)
+
+
+def _overlapping(fillings: list[Filling]) -> Iterator[list[Filling]]:
+    """Yield groups whose tensors reach over the same bytes of memory, in the order given."""
+    by_device: dict[torch.device, list[tuple[int, int, int]]] = {}
+    for number, (_, _, target) in enumerate(fillings):
+        if target.numel():
+            by_device.setdefault(target.device, []).append((*_reach(target), number))
+    for reaches in by_device.values():
+        group: list[int] = []
+        end = -1
+        for start, stop, number in sorted(reaches):
+            if start >= end and group:
+                if len(group) > 1:
+                    yield [fillings[member] for member in sorted(group)]
+                group = []
+            group.append(number)
+            end = max(end, stop)
+        if len(group) > 1:
+            yield [fillings[member] for member in sorted(group)]
+
+
+def _reach(tensor: torch.Tensor) -> tuple[int, int]:
+    """Return the bytes of memory, as addresses [start, end), that a tensor reaches over."""
+    last = sum(stride * (size - 1) for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
+    return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
+
+
+def _same_view(tensor: torch.Tensor, scratch: torch.Tensor, start: int) -> torch.Tensor:
+    """Return the view of `scratch`, which stands for the memory from `start` on, that `tensor` is of its own."""
+    offset = tensor.data_ptr() - start
+    memory = scratch[offset : offset + (len(scratch) - offset) // tensor.element_size() * tensor.element_size()]
+    view = memory.view(tensor.dtype).as_strided(
+        tensor.shape, tensor.stride(), memory.view(tensor.dtype).storage_offset()
+    )
+    view = view.conj() if tensor.is_conj() else view
+    return view._neg_view() if tensor.is_neg() else view
+
+
+def _checksum(tensor: torch.Tensor) -> int:
+    checksum = 0
+    for piece in row_major_bytes(tensor):
+        checksum = crc32c(piece, checksum)
+    return checksum

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import time
@@ -11,19 +10,17 @@ from typing import Any
 
 import torch
 
-from torchsaver import arguments, restoring, retention
+from torchsaver import arguments, restoring
 from torchsaver.errors import VarListError
-from torchsaver.formats.manifest import Manifest, require_json
-from torchsaver.formats.safetensors_header import is_unicode
+from torchsaver.formats.json_text import is_unicode, require_json
+from torchsaver.formats.manifest import Manifest
 from torchsaver.reader import CheckpointReader
-from torchsaver.retention import Record
-from torchsaver.storage import disk, paths, state_file
-from torchsaver.storage.checkpoint_files import get_checkpoint_mtimes, remove_checkpoint, write_checkpoint
+from torchsaver.rotation import Rotation
+from torchsaver.storage import disk, paths
+from torchsaver.storage.checkpoint_files import get_checkpoint_mtimes, write_checkpoint
 from torchsaver.variables.objects import gather
 from torchsaver.variables.restore_plan import RestoreReport, plan_restore
 from torchsaver.variables.var_list import Entry, Slots, read_var_list, resolve
-
-logger = logging.getLogger("torchsaver")
 
 
 class Saver:
@@ -38,8 +35,9 @@ class Saver:
         - `{"model": model, "optimizer": opt}`: the dict's key, a dot, the object's own keys.
         - nothing: every live variable and module of the current `Collection`.
 
-    Values are looked up at each save and restore, so a moved or converted module is saved as it is then. A Saver is
-    used by one thread at a time; it keeps what it was given alive, and opens no file between calls.
+    A module's values are looked up at each save and restore, so a moved or converted module is saved as it is then, and
+    so are tensors that are found in `names_from` or a tracked module. Any other tensor is itself, also when a module it
+    came from has another one by now: give the module. A Saver is used by one thread at a time; it keeps what it was given alive, and opens no file between calls.
 
     Unlike TF, there is no session and no graph; restoring is all or nothing; paths in the state file are relative; all
     missing parent directories are made; a checkpoint is one checkpoint however its path is spelled.
@@ -76,19 +74,20 @@ class Saver:
         names_from: torch.nn.Module | None = None,
         max_shard_bytes: int | None = None,
     ) -> None:
-        if defer_build and var_list:
+        if defer_build and not (var_list is None or (isinstance(var_list, (dict, list, tuple, set)) and not var_list)):
             raise ValueError("defer_build takes the variables of the collection at build(); leave var_list out")
         self._reshape = bool(reshape)
-        self._max_to_keep = arguments.whole_number(max_to_keep, "max_to_keep", least=0) or 0
-        self._every_n_hours = arguments.hours(keep_checkpoint_every_n_hours)
         self._allow_empty = bool(allow_empty)
         self._pad_step_number = bool(pad_step_number)
-        self._save_relative_paths = bool(save_relative_paths)
         self._names_from = names_from
         self._max_shard_bytes = arguments.whole_number(max_shard_bytes, "max_shard_bytes", least=1)
+        self._rotation = Rotation(
+            arguments.whole_number(max_to_keep, "max_to_keep", least=0) or 0,
+            arguments.hours(keep_checkpoint_every_n_hours),
+            relative_paths=bool(save_relative_paths),
+        )
         self._var_list = var_list
         self._entries: list[Entry] | None = None
-        self._window = retention.Window()
         if not defer_build:
             self.build()
 
@@ -105,18 +104,19 @@ class Saver:
             _require_something(resolve(entries))
         self._entries = entries
         self._var_list = None  # a generator is used up
-        self._window = retention.open_window(time.time(), self._every_n_hours)
+        self._rotation.start(time.time())
 
     @property
     def settings(self) -> dict[str, Any]:
         """The constructor's keyword arguments: `Saver(other_vars, **saver.settings)` (TF: saver_def)."""
+        every_n_hours = self._rotation.every_n_hours
         return {
             "reshape": self._reshape,
-            "max_to_keep": self._max_to_keep,
-            "keep_checkpoint_every_n_hours": None if math.isinf(self._every_n_hours) else self._every_n_hours,
+            "max_to_keep": self._rotation.max_to_keep,
+            "keep_checkpoint_every_n_hours": None if math.isinf(every_n_hours) else every_n_hours,
             "allow_empty": self._allow_empty,
             "pad_step_number": self._pad_step_number,
-            "save_relative_paths": self._save_relative_paths,
+            "save_relative_paths": self._rotation.relative_paths,
             "names_from": self._names_from,
             "max_shard_bytes": self._max_shard_bytes,
         }
@@ -175,11 +175,12 @@ class Saver:
         disk.make_directories(directory)
         disk.require_room_for(paths.checkpoint_file(prefix))
         disk.require_room_for(paths.index_file(prefix))
+        disk.require_name(paths.state_file(directory, latest_filename))
         disk.sweep(directory)
         write_checkpoint(prefix, tensors, manifest, self._max_shard_bytes)
         if write_state:
-            self._record(Record(prefix, now, paths.identity(prefix)), latest_filename)
-            self._remove_doomed()
+            self._rotation.record(prefix, now, latest_filename)
+            self._rotation.remove_old()
         return prefix
 
     def _new_prefix(
@@ -194,41 +195,14 @@ class Saver:
             raise ValueError(f"save_path {prefix!r} is not UTF-8, so the state file could not name it")
         if not name:
             raise ValueError(f"save_path {prefix!r} has no file name; add one: {os.path.join(prefix, 'model.ckpt')!r}")
+        if (reason := paths.why_not_a_prefix(name)) is not None:
+            raise ValueError(f"save_path {prefix!r} is no name for a checkpoint: {reason}")
         state_name = paths.STATE_FILE if latest_filename is None else latest_filename
-        if state_name in (name, paths.checkpoint_file(name), paths.index_file(name)):
+        if state_name == name:
             raise ValueError(
                 f"checkpoint {prefix!r} and the state file {state_name!r} collide; rename one or give a step"
             )
         return prefix, step
-
-    def _record(self, record: Record, latest_filename: str | None) -> None:
-        """Make `record` the newest: in the state file first, and in the list once that is durable."""
-        window = self._window
-        if self._max_to_keep:
-            window = retention.record_save(window, record, self._max_to_keep)
-        kept = window.last if self._max_to_keep else (record,)
-        directory = os.path.dirname(record.prefix)
-        if self._save_relative_paths:
-            state = state_file.relative_state(directory, [kept_record.identity for kept_record in kept])
-        else:
-            state = state_file.generate_checkpoint_state_proto(
-                directory, record.prefix, all_model_checkpoint_paths=[kept_record.prefix for kept_record in kept]
-            )
-        state_file.write_state(paths.state_file(directory, latest_filename), state)
-        self._window = window
-
-    def _remove_doomed(self) -> None:
-        """Remove checkpoints that have left the window; what cannot be removed is tried again after the next save."""
-        self._window, decisions = retention.choose(self._window, self._every_n_hours)
-        failed = []
-        for decision in decisions:
-            if not decision.keep:
-                try:
-                    remove_checkpoint(decision.record.identity)
-                except OSError as error:
-                    logger.warning("could not remove the old checkpoint %s: %s", decision.record.prefix, error)
-                    failed.append(decision.record)
-        self._window = retention.doom_again(self._window, failed)
 
     # ---- restore
 
@@ -262,10 +236,11 @@ class Saver:
         with CheckpointReader(save_path) as reader:
             plan = plan_restore(slots, reader, strict=strict, reshape=self._reshape)
             restoring.require_equal_ties(plan, reader)
+            restoring.require_one_value_a_place(slots, plan, reader)
             if verify:
                 reader.verify(restoring.stored_keys(plan))
-            restoring.load_objects(slots, plan, reader)
-            restoring.fill_tensors(slots, plan, reader)
+            with restoring.objects_loaded(slots, plan, reader):
+                restoring.fill_tensors(slots, plan, reader)
             return RestoreReport(
                 save_path=reader.save_path,
                 restored=(*plan.sources, *plan.objects),
@@ -283,7 +258,7 @@ class Saver:
     @property
     def last_checkpoints(self) -> list[str]:
         """Prefixes that are remembered, oldest first; a new list each time."""
-        return [record.prefix for record in self._window.last]
+        return self._rotation.prefixes
 
     def set_last_checkpoints(self, last_checkpoints: list[str]) -> None:
         """Replace the list, oldest first. As in TF, these are never removed when they leave it, and nothing is checked."""
@@ -293,9 +268,8 @@ class Saver:
 
     def set_last_checkpoints_with_time(self, last_checkpoints_with_time: Sequence[tuple[str, float]]) -> None:
         """Replace the list by (prefix, seconds since the epoch), oldest first; nothing is checked."""
-        records = [(paths.path_text(prefix, "prefix"), float(saved)) for prefix, saved in last_checkpoints_with_time]
-        last = tuple(Record(prefix, saved, paths.identity(prefix)) for prefix, saved in records)
-        self._window = retention.Window(last, self._window.doomed, self._window.next_kept_time)
+        pairs = [(paths.path_text(prefix, "prefix"), float(saved)) for prefix, saved in last_checkpoints_with_time]
+        self._rotation.replace(pairs)
 
     def recover_last_checkpoints(self, checkpoint_paths: Iterable[str]) -> None:
         """Replace the list by those of these prefixes that exist, in this order, with their modification times.
@@ -303,6 +277,8 @@ class Saver:
         After a restart, so that old checkpoints go on being removed:
         `saver.recover_last_checkpoints(get_checkpoint_state(checkpoint_dir).all_model_checkpoint_paths)`
         """
+        if isinstance(checkpoint_paths, (str, bytes)):
+            raise TypeError("checkpoint_paths is a list of prefixes, not a single one")
         found = [(path, mtime) for path in checkpoint_paths for mtime in get_checkpoint_mtimes([path])]
         self.set_last_checkpoints_with_time(found)
 

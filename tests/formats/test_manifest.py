@@ -14,15 +14,8 @@ import torch
 from formats.builders import file_bytes, read_all, signed
 
 from torchsaver.errors import CorruptCheckpointError, UnsupportedCheckpointError
-from torchsaver.formats.manifest import (
-    FORMAT_VERSION,
-    Manifest,
-    canonical_json,
-    described,
-    format_manifest,
-    parse_manifest,
-    require_json,
-)
+from torchsaver.formats.json_text import canonical_json, require_json
+from torchsaver.formats.manifest import FORMAT_VERSION, Manifest, described, format_manifest, parse_manifest
 from torchsaver.formats.safetensors_header import layout
 
 SPECS = layout([("w", "F32", [2, 3]), ("z", "F64", [2]), ("\u00e9", "I8", [])])

@@ -158,9 +158,11 @@ def test_track_puts_a_modules_keys_under_its_name_or_as_they_are() -> None:
 
 def test_track_of_a_tracked_module_changes_nothing() -> None:
     module = torch.nn.Linear(1, 1)
-    for name in ("net", "net", "", "other"):
-        ts.track(module, name)
+    ts.track(module, "net")
+    ts.track(module, "net")
     assert _keys() == ["net.weight", "net.bias"]
+    with pytest.raises(ValueError, match="'net' already"):
+        ts.track(module, "other")
 
 
 @pytest.mark.parametrize("given", [None, torch.zeros(1), torch.nn.Linear, {}])

@@ -15,9 +15,10 @@ from torch.optim import lr_scheduler
 
 import torchsaver as ts
 from torchsaver.errors import VarListError
-from torchsaver.formats.manifest import Manifest, canonical_json
+from torchsaver.formats.json_text import canonical_json
+from torchsaver.formats.manifest import Manifest
 from torchsaver.storage.checkpoint_files import write_checkpoint
-from torchsaver.variables.objects import ObjectRefusedError, gather, load_states
+from torchsaver.variables.objects import ObjectRefusedError, gather, loaded
 from torchsaver.variables.state_tree import flatten, tensor_keys, unflatten
 from torchsaver.variables.var_list import Slots
 
@@ -188,7 +189,7 @@ class Picky(Holder):
 
 
 @pytest.mark.parametrize("refuses_its_own_state", [False, True])
-def test_load_states_with_one_that_refuses_gives_all_others_their_old_states_again(refuses_its_own_state: bool) -> None:
+def test_loaded_with_one_that_refuses_gives_all_others_their_old_states_again(refuses_its_own_state: bool) -> None:
     model = _model()
     optimizer = torch.optim.Adam(model.parameters())
     _train(model, optimizer)
@@ -197,31 +198,32 @@ def test_load_states_with_one_that_refuses_gives_all_others_their_old_states_aga
     first, picky, last = Holder(["old"]), Picky("old", () if refuses_its_own_state else ("old",)), Holder("old")
     objects = {"first": first, "opt": optimizer, "picky": picky, "last": last}
     states = {"first": ["new"], "opt": other.state_dict(), "picky": "new", "last": "new"}
-    with pytest.raises(ObjectRefusedError) as raised:
-        load_states(objects, states)
-    assert (raised.value.key, str(raised.value.error)) == ("picky", "no")
+    with pytest.raises(ObjectRefusedError) as raised, loaded(objects, states):
+        pytest.fail("the block runs when all is loaded")
+    assert (raised.value.key, raised.value.reason) == ("picky", "load_state_dict() raised ValueError: no")
     assert (first.state, last.state) == (["old"], "old")
     assert _described(optimizer.state_dict()) == before
     if not refuses_its_own_state:
         assert picky.state == "old"
 
 
-def test_load_states_interrupted_rolls_back_and_lets_the_interruption_through() -> None:
+def test_loaded_interrupted_rolls_back_and_lets_the_interruption_through() -> None:
     first, picky = Holder("old"), Picky("old", ("old",), KeyboardInterrupt)
-    with pytest.raises(KeyboardInterrupt):
-        load_states({"a": first, "b": picky}, {"a": "new", "b": "new"})
+    with pytest.raises(KeyboardInterrupt), loaded({"a": first, "b": picky}, {"a": "new", "b": "new"}):
+        pytest.fail("the block runs when all is loaded")
     assert (first.state, picky.state) == ("old", "old")
 
 
-def test_load_states_of_an_object_that_changes_its_state_in_place_rolls_back_to_a_copy() -> None:
+def test_loaded_of_an_object_that_changes_its_state_in_place_rolls_back_to_a_copy() -> None:
     class InPlace(Holder):
         def load_state_dict(self, state: Any) -> None:
             self.state["t"].copy_(state["t"])
             self.state["n"][:] = state["n"]
 
     held = InPlace({"t": torch.zeros(2), "n": [1]})
-    with pytest.raises(ObjectRefusedError):
-        load_states({"a": held, "b": Picky("old", ("old",))}, {"a": {"t": torch.ones(2), "n": [2]}, "b": "new"})
+    states = {"a": {"t": torch.ones(2), "n": [2]}, "b": "new"}
+    with pytest.raises(ObjectRefusedError), loaded({"a": held, "b": Picky("old", ("old",))}, states):
+        pytest.fail("the block runs when all is loaded")
     assert (held.state["t"].tolist(), held.state["n"]) == ([0.0, 0.0], [1])
 
 
@@ -234,3 +236,47 @@ def test_restore_with_an_object_that_refuses_is_a_mismatch_and_changes_nothing(t
         ts.Saver({"w": w, "a": first, "b": picky}).restore(prefix)
     assert isinstance(raised.value.__cause__, ValueError)
     assert (w.item(), first.state, picky.state) == (0.0, "old", "old")
+
+
+def test_error_in_the_block_takes_the_objects_back() -> None:
+    held = Holder("old")
+    with pytest.raises(OSError, match="new is in place"), loaded({"a": held}, {"a": "new"}):
+        raise OSError(f"disk, and {held.state} is in place")
+    assert held.state == "old"
+
+
+def _momenta(order: str, shape: tuple[int, ...] = (2,), dtype: torch.dtype = torch.float32) -> torch.optim.SGD:
+    """Return a stepped optimizer of named parameters, whose momenta are their places in the alphabet."""
+    named = [(name, torch.nn.Parameter(torch.zeros(shape, dtype=dtype))) for name in order]
+    for name, parameter in named:
+        parameter.grad = torch.full_like(parameter, ord(name))
+    optimizer = torch.optim.SGD(named, lr=1.0, momentum=0.9)
+    optimizer.step()
+    return optimizer
+
+
+def test_torch_itself_swaps_the_momenta_of_reordered_parameters_without_a_word() -> None:
+    reordered = _momenta("ba")
+    reordered.load_state_dict(_momenta("ab").state_dict())
+    b = reordered.param_groups[0]["params"][0]
+    assert reordered.state[b]["momentum_buffer"].tolist() == [ord("a")] * 2
+
+
+@pytest.mark.parametrize(
+    ("other", "reason"),
+    [
+        (_momenta("ba"), "in that order"),
+        (_momenta("ab", shape=(3, 2)), "shape"),
+        (_momenta("ab", dtype=torch.bfloat16), "bfloat16"),
+        (_momenta("abc"), "3 parameters"),
+    ],
+    ids=["reordered", "other_shape", "other_dtype", "one_more"],
+)
+def test_optimizer_of_other_parameters_refuses_a_state_and_keeps_its_own(
+    other: torch.optim.SGD, reason: str, tmp_path: Path
+) -> None:
+    prefix = ts.Saver({"o": _momenta("ab")}).save(tmp_path / "m")
+    before = _described(other.state_dict())
+    with pytest.raises(ts.MismatchError, match=reason):
+        ts.Saver({"o": other}).restore(prefix)
+    assert _described(other.state_dict()) == before

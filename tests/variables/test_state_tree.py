@@ -16,7 +16,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from torchsaver.errors import VarListError, VarListTypeError
-from torchsaver.formats.manifest import canonical_json
+from torchsaver.formats.json_text import canonical_json
 from torchsaver.variables.state_tree import flatten, tensor_keys, unflatten
 
 

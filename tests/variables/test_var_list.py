@@ -143,7 +143,7 @@ def test_var_list_of_objects_takes_anything_with_a_state_dict() -> None:
     net = Net()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     slots = _slots({"model": net.fc, "optimizer": optimizer, "step": torch.tensor(3)})
-    assert (list(slots.tensors), list(slots.objects)) == (["model.weight", "model.bias", "step"], ["optimizer"])
+    assert (list(slots.tensors), list(slots.objects)) == (["step", "model.weight", "model.bias"], ["optimizer"])
 
 
 def _replaced(net: Net) -> list[Callable[[], Any]]:

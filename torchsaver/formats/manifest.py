@@ -10,8 +10,6 @@ tool stays valid. Checksums have a fixed width, so a header's length is known be
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
@@ -20,12 +18,13 @@ import torch
 
 from torchsaver.errors import CorruptCheckpointError, UnsupportedCheckpointError
 from torchsaver.formats.checksum import crc32c, crc32c_hex
-from torchsaver.formats.safetensors_header import TensorSpec, parse_json
+from torchsaver.formats.json_text import canonical_json, parse_json
+from torchsaver.formats.safetensors_header import TensorSpec
 from torchsaver.version import __version__
 
 MANIFEST_KEY = "torchsaver"
 FORMAT_VERSION = 1
-MAX_DEPTH = 200  # of nested lists and dicts; Python's own JSON reader gives up at about 1000
+_MAX_TIME = 250e9  # seconds: beyond the year 9000
 
 
 @dataclass(frozen=True)
@@ -60,44 +59,6 @@ class Manifest:
 def described(specs: Iterable[TensorSpec]) -> dict[str, Any]:
     """Return the part of a header that `header_crc32c` covers: dtype and shape by key."""
     return {spec.key: [spec.dtype, list(spec.shape)] for spec in specs}
-
-
-def canonical_json(value: Any) -> str:
-    """Return JSON text that depends on the value alone: sorted keys, no spaces."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-
-
-def require_json(metadata: Any) -> None:
-    """Check that a user's metadata comes back from JSON as it is.
-
-    Raises:
-        ValueError: It does not: NaN, a tuple, a key that is not a str, an object of a class.
-    """
-    try:
-        text = canonical_json(metadata)
-        text.encode("utf-8")
-        back = json.loads(text)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ValueError(
-            f"metadata is no JSON value: {error}; use dict, list, str, finite numbers, bool and None"
-        ) from error
-    if depth(metadata) > MAX_DEPTH:
-        raise ValueError(
-            f"metadata is nested over {MAX_DEPTH} deep, which not every reader can follow; make it flatter"
-        )
-    if back != metadata:
-        raise ValueError(
-            "metadata would come back from JSON changed (a tuple, a key that is not a str?); use dict and list"
-        )
-
-
-def depth(value: Any) -> int:
-    """Return how deep lists and dicts are nested in a JSON value; 0 for one that is neither."""
-    levels, level = 0, [value]
-    while level := [item for item in level if isinstance(item, (dict, list))]:
-        levels += 1
-        level = [child for item in level for child in (item.values() if isinstance(item, dict) else item)]
-    return levels
 
 
 def format_manifest(manifest: Manifest, content: Any) -> tuple[str, int]:
@@ -170,7 +131,7 @@ def _from_json(fields: Mapping[str, Any], path: str) -> Manifest:
         _fail(path, f"format_version is {version!r}")
     if step is not None and type(step) is not int:
         _fail(path, f"global_step is {step!r}")
-    if time is not None and (type(time) not in (int, float) or not math.isfinite(time)):
+    if time is not None and (type(time) not in (int, float) or not abs(time) < _MAX_TIME):
         _fail(path, f"time is {time!r}")
     complex128 = fields.get("complex128", [])
     if not isinstance(complex128, list) or not all(isinstance(key, str) for key in complex128):

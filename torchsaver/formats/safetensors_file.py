@@ -6,6 +6,7 @@ The header goes into its place last, when the checksums are known: a file that w
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Mapping
 from dataclasses import replace
 from types import TracebackType
@@ -88,7 +89,7 @@ def _write_tensor(out: Sink, tensor: torch.Tensor) -> int:
 class SafetensorsFile:
     """An open safetensors file of ours or anyone's: its header is checked, its data is read by position.
 
-    Owns a file descriptor until `close` and keeps no mapping, so that the file can be replaced or removed meanwhile.
+    Owns a file descriptor until `close`, or its own end, and keeps no mapping, so that the file can be replaced or removed meanwhile.
     One thread at a time may change it; reads share nothing but the descriptor.
 
     Raises:
@@ -100,6 +101,7 @@ class SafetensorsFile:
     def __init__(self, path: str) -> None:
         self.path = path
         self._fd, nbytes = open_regular(path)
+        self._close = weakref.finalize(self, os.close, self._fd)
         try:
             self._read_header(nbytes)
         except BaseException:
@@ -165,6 +167,8 @@ class SafetensorsFile:
         return checksum
 
     def _read_at(self, position: int, buffer: memoryview) -> None:
+        if not self._close.alive:
+            raise ValueError(f"{self.path!r} is closed; read inside the reader's with block")
         done = 0
         while done < len(buffer):
             try:
@@ -180,9 +184,7 @@ class SafetensorsFile:
 
     def close(self) -> None:
         """Close the file; a second time does nothing."""
-        if self._fd >= 0:
-            fd, self._fd = self._fd, -1
-            os.close(fd)
+        self._close()
 
     def __enter__(self) -> SafetensorsFile:
         return self

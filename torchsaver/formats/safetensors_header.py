@@ -10,12 +10,12 @@ a size from the file is used, because the header is not to be trusted. Source: f
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from torchsaver.errors import CorruptCheckpointError, UnsupportedCheckpointError
+from torchsaver.formats.json_text import is_unicode, parse_json
 
 LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 100_000_000  # as safetensors' own reader (tensor.rs, MAX_HEADER_SIZE)
@@ -133,52 +133,6 @@ def parse_header(data: bytes, data_bytes: int, path: str) -> tuple[dict[str, Ten
     if position != data_bytes:
         _fail(path, f"the tensors take {position} bytes, and {data_bytes} follow the header")
     return {spec.key: spec for spec in specs}, metadata
-
-
-def parse_json(data: bytes, path: str, offset: int = 0) -> dict[str, Any]:
-    """Return the JSON object in `data`, refusing what JSON does not have: doubled keys, NaN, wrong UTF-8.
-
-    Raises:
-        CorruptCheckpointError: `data` is not one JSON object; `offset` is where it starts in the file.
-    """
-    try:
-        value = json.loads(
-            data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_finite
-        )
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
-        raise CorruptCheckpointError(path, offset, f"not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise CorruptCheckpointError(path, offset, f"a JSON object was wanted, not {type(value).__name__}")
-    return value
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        seen: set[str] = set()
-        doubled = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"key {doubled!r} stands twice")
-    return result
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if math.isinf(value):
-        raise ValueError(f"{text} is beyond a double")
-    return value
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
-
-
-def is_unicode(text: str) -> bool:
-    """Return whether UTF-8 can hold `text`: a lone surrogate it cannot."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _parse_spec(key: str, entry: Any, path: str) -> TensorSpec:

@@ -14,8 +14,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from torchsaver.errors import CorruptCheckpointError
+from torchsaver.formats.json_text import is_unicode, parse_json
 from torchsaver.formats.manifest import MANIFEST_KEY, Manifest, format_manifest, parse_manifest
-from torchsaver.formats.safetensors_header import MAX_HEADER_BYTES, parse_json
+from torchsaver.formats.safetensors_header import MAX_HEADER_BYTES
 
 MAX_INDEX_BYTES = MAX_HEADER_BYTES
 
@@ -43,9 +44,12 @@ def parse_index(data: bytes, path: str) -> tuple[dict[str, str], Manifest]:
         UnsupportedCheckpointError: Written by a newer format version.
     """
     index = parse_json(data, path)
-    weight_map, metadata = index.get("weight_map"), index.get("metadata", {})
+    weight_map, metadata = index.get("weight_map"), index.get("metadata")
+    metadata = {} if metadata is None else metadata  # some write null
     if not isinstance(weight_map, dict) or not isinstance(metadata, dict):
         raise CorruptCheckpointError(path, 0, "an index has a weight_map and metadata, both objects")
+    if not is_unicode("".join(weight_map)):
+        raise CorruptCheckpointError(path, 0, "a key holds a lone surrogate")
     for key, name in weight_map.items():
         if not _is_plain_name(name):
             raise CorruptCheckpointError(

@@ -63,6 +63,8 @@ def why_not_storable(tensor: torch.Tensor) -> str | None:
     if tensor.is_nested or tensor.layout != torch.strided:
         layout = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
         return f"has the layout {layout}, and only dense tensors can be stored; use to_dense() or store its parts"
+    if tensor.untyped_storage().nbytes() < (tensor.storage_offset() + _span(tensor)) * tensor.element_size():
+        return "has no memory any more (its storage was freed, as sharded training does); gather it first"
     return _why_not_described(tensor)
 
 
@@ -82,7 +84,7 @@ def why_not_writable(tensor: torch.Tensor) -> str | None:
     if (reason := why_not_storable(tensor)) is not None:
         return reason
     if _overlaps_itself(tensor):
-        return "is expanded: several elements share one place in memory; restore into a clone() or into its base"
+        return "is expanded, or may overlap itself in memory; restore into a clone() or into its base"
     if tensor.is_inference() and not is_dense(tensor) and not torch.is_inference_mode_enabled():
         return "is an inference tensor and not contiguous; restore inside torch.inference_mode()"
     return None
@@ -97,6 +99,13 @@ def _overlaps_itself(tensor: torch.Tensor) -> bool:
             return tensor.numel() > 0
         span += stride * (size - 1)
     return False
+
+
+def _span(tensor: torch.Tensor) -> int:
+    """Return how many elements of its storage a tensor reaches over."""
+    if tensor.numel() == 0:
+        return 0
+    return 1 + sum(stride * (size - 1) for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
 
 
 def stored_spec(tensor: torch.Tensor) -> tuple[str, list[int]]:

@@ -17,7 +17,7 @@ from typing import Literal, TypeAlias
 Kind: TypeAlias = Literal["string", "strings", "double", "doubles"]  # in the plural: a repeated field
 Value: TypeAlias = "str | float"
 
-_SPACE = re.compile(r"(?:\s+|#[^\n]*)+")
+_SPACE = re.compile(r"\s+|#[^\n]*")
 _TOKEN = re.compile(
     r"""(?P<name>[A-Za-z_][0-9A-Za-z_]*)
       | (?P<number>(?:[0-9+-]|\.[0-9])[0-9a-zA-Z_.+-]*)
@@ -93,8 +93,9 @@ class _Tokens:
         self.advance()
 
     def advance(self) -> None:
-        space = _SPACE.match(self._source, self._next)
-        self.position = space.end() if space else self._next
+        self.position = self._next
+        while space := _SPACE.match(self._source, self.position):
+            self.position = space.end()
         match = _TOKEN.match(self._source, self.position)
         if match is None and self.position < len(self._source):
             raise TextProtoError(self.position, f"unexpected {self._source[self.position]!r}")

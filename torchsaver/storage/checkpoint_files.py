@@ -68,10 +68,10 @@ def _write_shards(prefix: str, shards: list[dict[str, torch.Tensor]], manifest: 
                 name = os.path.basename(path)
                 checksums[name] = write_safetensors(stage.create(path), tensors, manifest.for_shard(tensors))
                 weight_map.update(dict.fromkeys(tensors, name))
+            total_bytes = sum(tensor.nbytes for tensors in shards for tensor in tensors.values())
+            index = format_index(weight_map, total_bytes, replace(manifest, complex128=frozenset(), shards=checksums))
             stage.publish()
-        total_bytes = sum(tensor.nbytes for tensors in shards for tensor in tensors.values())
-        whole = replace(manifest, complex128=frozenset(), shards=checksums)
-        disk.write_atomic(paths.index_file(prefix), format_index(weight_map, total_bytes, whole))  # the commit point
+        disk.write_atomic(paths.index_file(prefix), index)  # the commit point
     except BaseException:
         if not set(names) & set(_named_shards(prefix)):  # they are nothing, and none of these names was taken before
             for path in names:
@@ -157,5 +157,7 @@ def checkpoint_exists(checkpoint_prefix: str | os.PathLike[str]) -> bool:
 
 def get_checkpoint_mtimes(checkpoint_prefixes: Iterable[str | os.PathLike[str]]) -> list[float]:
     """Return modification times in seconds since the epoch; as in TF, prefixes that are not there are left out."""
+    if isinstance(checkpoint_prefixes, (str, bytes)):
+        raise TypeError("checkpoint_prefixes is a list of prefixes, not a single one")
     files = (paths.find_checkpoint(paths.path_text(prefix, "checkpoint_prefixes")) for prefix in checkpoint_prefixes)
     return [os.stat(path).st_mtime for path in files if path is not None]

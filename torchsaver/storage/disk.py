@@ -164,6 +164,16 @@ def make_directories(directory: str) -> None:
         raise
 
 
+def require_name(path: str) -> None:
+    """Check that the system allows a file to be called `path`.
+
+    Raises:
+        OSError: The name is too long, or the place may not be looked at.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        os.lstat(path)
+
+
 def require_room_for(path: str) -> None:
     """Check that a file can take the name `path`: no directory has it, and the system allows it.
 

@@ -31,7 +31,8 @@ def path_text(path: Any, what: str = "save_path") -> str:
         TypeError: `path` is none of them.
     """
     if not isinstance(path, (str, bytes, os.PathLike)):
-        raise TypeError(f"{what} is a path: str, bytes or os.PathLike, not {type(path).__name__}")
+        hint = " (latest_checkpoint() gives None when there is none)" if path is None else ""
+        raise TypeError(f"{what} is a path: str, bytes or os.PathLike, not {type(path).__name__}{hint}")
     return os.fsdecode(path)
 
 
@@ -61,6 +62,15 @@ def shard_files(prefix: str, count: int) -> list[str]:
         if not any(os.path.lexists(name) for name in names):
             return names
         mark = f"s{secrets.token_hex(4)}"  # a letter: a padded step is eight digits too
+
+
+def why_not_a_prefix(name: str) -> str | None:
+    """Return why a checkpoint cannot have this base name: it would look like another file of ours."""
+    if name.endswith((FILE_ENDING, INDEX_ENDING)):
+        return f"it ends like a file; leave {FILE_ENDING} off, save() adds it"
+    if re.fullmatch(r".*-[0-9]{5,}-of-[0-9]{5,}", name, re.DOTALL):
+        return "it looks like a shard of another checkpoint; choose another"
+    return None
 
 
 def is_shard_of(prefix: str, name: str) -> bool:

@@ -18,7 +18,7 @@ from torchsaver.storage import disk, paths
 
 logger = logging.getLogger("torchsaver")
 
-_MAX_STATE_BYTES = 64 << 20  # hundreds of thousands of names
+_MAX_STATE_BYTES = 16 << 20  # a hundred thousand names
 _FIELDS: dict[str, Kind] = {
     "model_checkpoint_path": "string",
     "all_model_checkpoint_paths": "strings",

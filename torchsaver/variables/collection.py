@@ -28,6 +28,7 @@ class Collection:
     def __init__(self) -> None:
         self._members: dict[str, weakref.ref[Any]] = {}
         self._unnamed: list[weakref.ref[torch.nn.Module]] = []
+        self._asked: weakref.WeakKeyDictionary[torch.nn.Module, str] = weakref.WeakKeyDictionary()  # names asked for
         self._tokens: list[contextvars.Token[Collection]] = []
 
     def members(self) -> Iterator[tuple[str, torch.Tensor | torch.nn.Module]]:
@@ -102,8 +103,12 @@ def track(module: torch.nn.Module, name: str = "") -> torch.nn.Module:
     They are looked up anew at each save and restore, so `module.to()` and `load_state_dict(assign=True)` are seen.
 
     Args:
-        module: Referenced weakly; tracking it a second time changes nothing.
+        module: Referenced weakly; tracking it a second time under the same name changes nothing.
         name: Put before its keys with a dot; a taken name becomes `name_1`. Without one, its keys stand as they are.
+
+    Raises:
+        TypeError: Not a module.
+        ValueError: It is tracked already under another name.
     """
     if not isinstance(module, torch.nn.Module):
         raise TypeError(
@@ -111,7 +116,10 @@ def track(module: torch.nn.Module, name: str = "") -> torch.nn.Module:
         )
     collection = current_collection()
     if any(value is module for _, value in collection.members()):
+        if (known := collection._asked[module]) != name:
+            raise ValueError(f"this module is tracked as {known!r} already; give it one name in a collection")
         return module
+    collection._asked[module] = name
     if name:
         collection._add(module, name)
     else:

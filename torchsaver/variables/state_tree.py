@@ -1,9 +1,9 @@
 """state_dict() trees <-> tensors under readable keys + JSON, with exact types and no pickle.
 
 In JSON, null, true, false, numbers, texts and lists stand for themselves. An object has exactly one member, which says
-what it is: {"dict": {..}}, {"items": [{"tuple": [key, value]}, ..]} for keys that are not all texts, {"ordered": [..]},
+what it is: {"dict": {..}}, {"items": [{"tuple": [key, value]}, ..]} for keys that are not texts in sorted order, {"ordered": [..]},
 {"counter": [..]}, {"tuple": [..]}, {"set": [..]}, {"tensor": KEY}, {"float": "nan"}, {"int": "0x.."}, {"bytes": BASE64},
-{"complex": [re, im]}, {"size": [..]}, {"dtype": ".."}, {"device": ".."}. A dict of texts comes back in sorted order.
+{"complex": [re, im]}, {"size": [..]}, {"dtype": ".."}, {"device": ".."}.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from typing import Any
 import torch
 
 from torchsaver.errors import VarListError, VarListTypeError
-from torchsaver.formats.manifest import MAX_DEPTH, depth
-from torchsaver.formats.safetensors_header import is_unicode
+from torchsaver.formats.json_text import MAX_DEPTH, depth, is_unicode
 
 _PLAIN_INT_LIMIT = 1 << 63  # larger ones are not read alike by every JSON reader
 
@@ -50,7 +49,8 @@ def unflatten(tree: Any, tensor_of: Callable[[str], torch.Tensor]) -> Any:
     try:
         return _decode(tree, tensor_of)
     except (ArithmeticError, AttributeError, LookupError, RecursionError, RuntimeError, TypeError) as error:
-        raise ValueError(f"not a state tree: {error}") from error
+        reason = "nested too deep" if isinstance(error, RecursionError) else str(error)
+        raise ValueError(f"not a state tree: {reason}") from error
 
 
 def tensor_keys(tree: Any) -> list[str]:
@@ -136,8 +136,8 @@ def _encode(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
 
 def _encode_mapping(value: Mapping[Any, Any], path: str, tensors: dict[str, torch.Tensor]) -> Any:
     members = {key: _encode(item, f"{path}.{key}", tensors) for key, item in value.items()}
-    if type(value) is dict and all(type(key) is str for key in members):
-        return {"dict": members}
+    if type(value) is dict and all(type(key) is str for key in members) and list(members) == sorted(members):
+        return {"dict": members}  # JSON objects are written sorted; any other order is kept as pairs
     pairs = [{"tuple": [_encode(key, f"{path} (key)", tensors), item]} for key, item in members.items()]
     return {_MAPPINGS[type(value)]: pairs}
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 import torch
 
 from torchsaver.errors import VarListError, VarListTypeError
-from torchsaver.formats.safetensors_header import is_unicode
+from torchsaver.formats.json_text import is_unicode
 from torchsaver.variables.collection import Collection, current_collection, name_of
 
 RESERVED_KEY = "__metadata__"  # safetensors' own: a tensor of that name makes a file nobody can read
@@ -260,6 +260,8 @@ def _is_good_value(key: str, value: Any, problems: _Problems) -> bool:
         problems.add(f"{key!r} is a nested dict; give its values keys of their own", wrong_type=True)
     elif isinstance(value, (Collection, type)) or not isinstance(value, (torch.Tensor, torch.nn.Module, Stateful)):
         remedy = "a tensor, a Module or an object with state_dict() and load_state_dict() was wanted"
+        if isinstance(value, (bool, int, float, str)):
+            remedy += "; wrap a number as torch.tensor(..), or give it to save() as metadata"
         problems.add(f"{key!r} is a {type(value).__name__}; {remedy}", wrong_type=True)
     else:
         return True

@@ -1,0 +1,269 @@
+"""Faults that were there once, each named for its symptom."""
+
+import gc
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import torchsaver as ts
+from torchsaver.formats.manifest import MANIFEST_KEY
+from torchsaver.storage import checkpoint_files, disk, paths
+
+
+def save(path: Path, step: int | None = None, **values: torch.Tensor) -> str:
+    prefix = ts.Saver(values).save(path, step)
+    assert prefix is not None
+    return prefix
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_freed_storage_was_saved_as_garbage_and_written_through(turned: bool, tmp_path: Path) -> None:
+    prefix = save(tmp_path / "m", a=torch.ones(2), x=torch.ones(3, 4))
+    a, x = torch.zeros(2), torch.ones(4, 3).t() if turned else torch.ones(3, 4)
+    x.untyped_storage().resize_(0)
+    with pytest.raises(ts.VarListError, match="freed"):
+        save(tmp_path / "n", x=x)
+    with pytest.raises(ts.MismatchError, match="freed"):
+        ts.Saver({"a": a, "x": x}).restore(prefix)
+    assert a.tolist() == [0.0, 0.0]
+
+
+def test_parameters_tied_through_a_view_took_the_last_value_without_a_word(tmp_path: Path) -> None:
+    model = nn.ModuleDict({"a": nn.Linear(3, 2, bias=False), "b": nn.Linear(2, 3, bias=False)})
+    prefix = ts.Saver(model).save(tmp_path / "untied")
+    model["b"].weight = nn.Parameter(model["a"].weight.detach().t())
+    tied = ts.Saver(model).save(tmp_path / "tied")
+    before = model["a"].weight.clone()
+    with pytest.raises(ts.MismatchError, match="shares memory") as caught:
+        ts.Saver(model).restore(prefix)
+    assert [key for key, _ in caught.value.targets] == ["a.weight"]
+    assert torch.equal(model["a"].weight, before)
+    nn.init.zeros_(model["a"].weight)
+    ts.Saver(model).restore(tied)
+    assert torch.equal(model["a"].weight, before)
+
+
+def test_views_that_only_interleave_or_touch_are_restored(tmp_path: Path) -> None:
+    base = torch.arange(24.0).reshape(4, 6)
+    values = {"left": base[:, :3], "right": base[:, 3:]}
+    prefix = ts.Saver(values).save(tmp_path / "m")
+    expected = base.clone()
+    base.zero_()
+    ts.Saver(values).restore(prefix)
+    assert torch.equal(base, expected)
+
+
+def test_views_of_another_dtype_and_conjugates_on_one_memory_are_restored_when_they_agree(tmp_path: Path) -> None:
+    base = torch.randn(4, 3, dtype=torch.complex64)
+    values = {"bits": torch.view_as_real(base).view(torch.int32), "conj": base.conj().t(), "imag": base.conj().imag[1:]}
+    expected = base.clone()
+    prefix = ts.Saver(values).save(tmp_path / "m")
+    base.zero_()
+    ts.Saver(values).restore(prefix)
+    assert torch.equal(base, expected)
+
+
+class Held:
+    """An object with a state."""
+
+    def __init__(self, state: Any) -> None:
+        self.state = state
+
+    def state_dict(self) -> Any:
+        return self.state
+
+    def load_state_dict(self, state: Any) -> None:
+        self.state = state
+
+
+def test_keys_of_a_state_came_back_in_another_order(tmp_path: Path) -> None:
+    prefix = ts.Saver({"o": Held({"b": 1, "a": {"d": 2, "c": 3}})}).save(tmp_path / "m")
+    held = Held(None)
+    ts.Saver({"o": held}).restore(prefix)
+    assert json.dumps(held.state) == '{"b": 1, "a": {"d": 2, "c": 3}}'
+
+
+def test_object_kept_its_new_state_when_the_tensors_could_not_be_filled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefix = ts.Saver({"o": Held("new"), "x": torch.ones(2)}).save(tmp_path / "m")
+    held = Held("old")
+    preadv, calls = os.preadv, iter(range(100))
+
+    def failing(fd: int, buffers: Any, offset: int) -> int:
+        if next(calls) == 3:  # length, header, check, and then the copy
+            raise OSError(5, "Input/output error")
+        return preadv(fd, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", failing)
+    with pytest.raises(OSError, match="Input/output"):
+        ts.Saver({"o": held, "x": torch.zeros(2)}).restore(prefix)
+    assert held.state == "old"
+
+
+@pytest.mark.parametrize("name", ["m-1.safetensors", "m-1.safetensors.index.json", ".torchsaver-0123456789abcdef.tmp"])
+def test_state_file_was_written_over_a_checkpoint(name: str, tmp_path: Path) -> None:
+    prefix = save(tmp_path / "m", 1, x=torch.ones(1))
+    with pytest.raises(ValueError, match="latest_filename"):
+        ts.Saver({"x": torch.ones(1)}).save(tmp_path / "m", 2, latest_filename=name)
+    assert ts.load_variable(prefix, "x").item() == 1
+
+
+@pytest.mark.parametrize("name", ["m-00001-of-00002", "m.safetensors", "m.safetensors.index.json"])
+def test_prefix_that_looks_like_a_file_of_another_checkpoint_destroyed_it(name: str, tmp_path: Path) -> None:
+    saver = ts.Saver({"a": torch.ones(4), "b": torch.ones(4)}, max_shard_bytes=16)
+    prefix = saver.save(tmp_path / "m")
+    with pytest.raises(ValueError, match="no name for a checkpoint"):
+        save(tmp_path / name, x=torch.ones(1))
+    saver.restore(prefix)
+
+
+def test_checkpoint_listed_twice_was_deleted_while_it_was_listed(tmp_path: Path) -> None:
+    prefix = save(tmp_path / "m", 1, x=torch.ones(1))
+    saver = ts.Saver({"x": torch.ones(1)}, max_to_keep=2)
+    saver.recover_last_checkpoints([prefix, prefix])
+    saver.save(tmp_path / "m", 2)
+    assert all(ts.checkpoint_exists(listed) for listed in saver.last_checkpoints)
+
+
+def test_shards_of_a_save_that_was_killed_stayed_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saver = ts.Saver({"a": torch.ones(4), "b": torch.ones(4)}, max_shard_bytes=16)
+    with monkeypatch.context() as patched:
+        patched.setattr(disk, "write_atomic", lambda *_: (_ for _ in ()).throw(SystemError("killed")))
+        patched.setattr(disk, "remove", lambda _: None)
+        with pytest.raises(SystemError):
+            saver.save(tmp_path / "m", 1)
+    assert len(os.listdir(tmp_path)) == 2
+    assert not ts.checkpoint_exists(tmp_path / "m-1")
+    saver.save(tmp_path / "m", 1)
+    shards = [name for name in os.listdir(tmp_path) if paths.is_shard_of("m-1", name)]
+    assert len(shards) == 2
+    saver.restore(tmp_path / "m-1")
+
+
+def test_shards_that_another_program_left_under_our_names_are_not_removed(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({"w": torch.ones(1)}, tmp_path / "m-00001-of-00002.safetensors")
+    prefix = save(tmp_path / "m", x=torch.ones(1))
+    ts.remove_checkpoint(prefix)
+    assert sorted(os.listdir(tmp_path)) == ["checkpoint", "m-00001-of-00002.safetensors"]
+
+
+def test_reader_called_a_sharded_checkpoint_damaged_while_it_was_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saver = ts.Saver({"a": torch.ones(4), "b": torch.ones(4)}, max_shard_bytes=16)
+    prefix = saver.save(tmp_path / "m")
+    read = checkpoint_files.read_regular
+    once = iter([True])
+
+    def replaced_after_the_index_was_read(path: str, max_bytes: int) -> bytes:
+        data = read(path, max_bytes)
+        if next(once, False):
+            saver.save(tmp_path / "m")
+        return data
+
+    monkeypatch.setattr("torchsaver.reader.read_regular", replaced_after_the_index_was_read)
+    assert ts.load_variable(prefix, "b").tolist() == [1.0] * 4
+
+
+def test_state_file_of_another_directory_listed_a_relative_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saver = ts.Saver({"x": torch.ones(1)}, save_relative_paths=False)
+    for directory in ("one", "two"):
+        (tmp_path / directory).mkdir()
+        monkeypatch.chdir(tmp_path / directory)
+        saver.save("m", len(directory) + len(saver.last_checkpoints))
+    state = ts.get_checkpoint_state(tmp_path / "two")
+    assert state is not None
+    assert all(ts.checkpoint_exists(prefix) for prefix in state.all_model_checkpoint_paths)
+
+
+def test_header_too_large_to_be_read_back_was_written_and_the_old_checkpoint_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saver = ts.Saver({"x": torch.ones(1)}, max_to_keep=1)
+    saver.save(tmp_path / "m", 1)
+    monkeypatch.setattr("torchsaver.formats.safetensors_header.MAX_HEADER_BYTES", 2000)
+    with pytest.raises(ValueError, match="less metadata"):
+        saver.save(tmp_path / "m", 2, metadata="x" * 3000)
+    assert sorted(os.listdir(tmp_path)) == ["checkpoint", "m-1.safetensors"]
+    assert saver.restore(tmp_path / "m-1").global_step == 1
+
+
+def test_reader_that_was_never_closed_kept_its_file_open(tmp_path: Path) -> None:
+    prefix = save(tmp_path / "m", x=torch.ones(1))
+    gc.collect()
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(20):
+        ts.load_checkpoint(prefix).get_tensor("x")
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_key_the_terminal_cannot_show_was_a_traceback(tmp_path: Path) -> None:
+    save(tmp_path / "m", é=torch.ones(1))
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-m", "torchsaver", "inspect", str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\\xe9" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: ts.Saver({"x": torch.ones(1)}).recover_last_checkpoints("run/m-1"),
+        lambda: ts.get_checkpoint_mtimes("run/m-1"),
+        lambda: ts.Saver({"x": torch.ones(1)}).restore(None),  # type: ignore[arg-type]
+        lambda: ts.Saver({"x": torch.ones(1)}).save("m", torch.tensor(1, device="meta")),
+    ],
+)
+def test_wrong_type_was_taken_apart_or_ended_elsewhere(call: Any) -> None:
+    with pytest.raises(TypeError):
+        call()
+
+
+def test_tensor_as_var_list_of_a_deferred_saver_was_asked_for_its_truth() -> None:
+    with pytest.raises(ValueError, match="defer_build"):
+        ts.Saver(torch.zeros(3), defer_build=True)
+    with ts.Collection():
+        ts.Saver([], defer_build=True)
+
+
+def test_directory_given_to_restore_names_what_finds_its_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(ts.CheckpointNotFoundError, match="latest_checkpoint"):
+        ts.Saver({"x": torch.ones(1)}).restore(tmp_path)
+
+
+def test_prefix_that_is_not_utf8_left_a_checkpoint_no_state_file_names(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="UTF-8"):
+        ts.Saver({"x": torch.ones(1)}).save(os.fsencode(tmp_path) + b"/\xff")
+    assert os.listdir(tmp_path) == []
+
+
+def test_state_file_name_too_long_left_a_checkpoint_no_state_file_names(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="too long"):
+        ts.Saver({"x": torch.ones(1)}).save(tmp_path / "m", latest_filename="s" * 300)
+    assert os.listdir(tmp_path) == []
+
+
+def test_module_attribute_that_was_removed_was_an_attribute_error(tmp_path: Path) -> None:
+    model = nn.Linear(1, 1)
+    saver = ts.Saver([model.weight, model.bias], names_from=model)
+    model.bias = None
+    with pytest.raises(ts.VarListError, match="'bias' is not in its module"):
+        saver.save(tmp_path / "m")
+
+
+def test_manifest_key_is_what_the_formats_page_says() -> None:
+    assert MANIFEST_KEY == "torchsaver"

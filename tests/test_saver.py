@@ -4,6 +4,7 @@ import logging
 import math
 import os
 import shutil
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -588,3 +589,129 @@ def test_deferred_saver_takes_what_is_there_at_build(tmp_path: Path) -> None:
         saver.build()
         assert ts.list_variables(saver.save(tmp_path / "m")) == [("late", [])]
         del late
+
+
+# ---- the order of a save
+
+
+def test_order_of_a_save_is_data_then_state_file_then_removal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saver = ts.Saver({"x": torch.ones(1)}, max_to_keep=1)
+    saver.save(tmp_path / "m", 1)
+    done: list[str] = []
+    fsync, replace, unlink = os.fsync, os.replace, os.unlink
+
+    def synced(fd: int) -> None:
+        done.append("sync directory" if os.path.isdir(f"/proc/self/fd/{fd}") else "sync file")
+        fsync(fd)
+
+    def replaced(old: str, new: str) -> None:
+        done.append(f"name {os.path.basename(new)}")
+        replace(old, new)
+
+    def unlinked(path: str) -> None:
+        done.append(f"remove {os.path.basename(path)}")
+        unlink(path)
+
+    for name, function in (("fsync", synced), ("replace", replaced), ("unlink", unlinked)):
+        monkeypatch.setattr(f"torchsaver.storage.disk.os.{name}", function)
+    saver.save(tmp_path / "m", 2)
+    assert done == [
+        *("sync file", "name m-2.safetensors", "sync directory"),
+        *("sync file", "name checkpoint", "sync directory"),
+        "remove m-1.safetensors",
+    ]
+
+
+def test_index_of_shards_is_named_after_all_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    named: list[str] = []
+    replace = os.replace
+
+    def replaced(old: str, new: str) -> None:
+        named.append(os.path.basename(new))
+        replace(old, new)
+
+    monkeypatch.setattr("torchsaver.storage.disk.os.replace", replaced)
+    ts.Saver({"a": torch.ones(4), "b": torch.ones(4)}, max_shard_bytes=16).save(tmp_path / "m")
+    shards = ["m-00001-of-00002.safetensors", "m-00002-of-00002.safetensors"]
+    assert named == [*shards, "m.safetensors.index.json", "checkpoint"]
+
+
+def test_restore_keeps_no_mapping_and_no_file_open(tmp_path: Path) -> None:
+    saver = ts.Saver({"x": torch.ones(4096)})
+    prefix = saver.save(tmp_path / "m")
+    before = len(os.listdir("/proc/self/fd"))
+    saver.restore(prefix)
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text()
+
+
+# ---- a disk that refuses
+
+
+def test_directory_that_may_not_be_written_is_a_permission_error_that_names_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saver = ts.Saver({"x": torch.ones(1)})
+    first = saver.save(tmp_path / "m", 1)
+    os_open = os.open
+
+    def refused(path: str, flags: int, mode: int = 0o777) -> int:
+        if flags & os.O_CREAT:
+            raise PermissionError(13, "Permission denied", path)
+        return os_open(path, flags, mode)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("torchsaver.storage.disk.os.open", refused)
+        with pytest.raises(PermissionError, match=r"m-2\.safetensors"):
+            saver.save(tmp_path / "m", 2)
+    assert (saver.last_checkpoints, ts.latest_checkpoint(tmp_path)) == ([first], first)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_read_only_directory_is_a_permission_error_and_can_be_restored_from(tmp_path: Path) -> None:
+    saver = ts.Saver({"x": torch.ones(1)})
+    prefix = saver.save(tmp_path / "m", 1)
+    tmp_path.chmod(0o555)
+    try:
+        with pytest.raises(PermissionError):
+            saver.save(tmp_path / "m", 2)
+        saver.restore(prefix)
+    finally:
+        tmp_path.chmod(0o755)
+
+
+def test_full_disk_is_an_error_with_the_remedy_and_loses_nothing(tmp_path: Path) -> None:
+    """A real file system of 1 MB, where one may be mounted."""
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(tmp_path)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        pytest.skip("mounting a small file system needs root")
+    try:
+        saver = ts.Saver({"x": torch.ones(100_000)}, max_to_keep=5)
+        saved = [saver.save(tmp_path / "m", 1), saver.save(tmp_path / "m", 2)]
+        with pytest.raises(OSError, match="free space and save again") as caught:
+            saver.save(tmp_path / "m", 3)
+        assert caught.value.filename == str(tmp_path / "m-3.safetensors")
+        assert saver.last_checkpoints == saved
+        assert ts.latest_checkpoint(tmp_path) == saved[-1]
+        assert sorted(os.listdir(tmp_path)) == ["checkpoint", "m-1.safetensors", "m-2.safetensors"]
+        assert all(ts.load_variable(prefix, "x").sum() == 100_000 for prefix in saved)
+        ts.remove_checkpoint(saved[0])
+        assert saver.save(tmp_path / "m", 3) == ts.latest_checkpoint(tmp_path)
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+# ---- other devices
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("turned", [False, True])
+def test_values_on_a_gpu_come_back_on_the_gpu(turned: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torchsaver.formats.tensor_bytes.WINDOW_BYTES", 1 << 10)
+    value = torch.randn(64, 33, device="cuda")
+    value = value.t() if turned else value
+    target = torch.zeros_like(value)
+    ts.Saver({"x": target}).restore(ts.Saver({"x": value}).save(tmp_path / "m"))
+    assert torch.equal(target, value)
+    assert (target.device, target.stride()) == (value.device, value.stride())

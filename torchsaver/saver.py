@@ -39,15 +39,16 @@ class Saver:
     so are tensors that are found in `names_from` or a tracked module. Any other tensor is itself, also when a module it
     came from has another one by now: give the module. A Saver is used by one thread at a time; it keeps what it was given alive, and opens no file between calls.
 
-    Unlike TF, there is no session and no graph; restoring is all or nothing; paths in the state file are relative; all
-    missing parent directories are made; a checkpoint is one checkpoint however its path is spelled.
+    Unlike TF, there is no session and no graph; generators, plain tensors, modules and objects may be saved; restoring is
+    all or nothing; paths in the state file are relative; a checkpoint is one checkpoint however its path is spelled.
 
     Args:
         var_list: What to save, as above.
         reshape: Restore stored values into another shape of the same number of elements.
-        max_to_keep: How many recent checkpoints stay; 0 or None: all of them, and none is remembered.
-        keep_checkpoint_every_n_hours: One checkpoint for each such period stays for ever; None switches that off.
-            As in TF, 0 keeps every file.
+        max_to_keep: How many recent checkpoints stay; 0 or None: all of them, and none is remembered. Unlike TF, a
+            negative number is refused.
+        keep_checkpoint_every_n_hours: One checkpoint for each such period stays for ever. As in TF, 0 keeps every file.
+            Unlike TF, None switches it off, and the number is not rounded to a float32.
         allow_empty: With nothing to save, do nothing instead of raising.
         defer_build: Take the variables of the collection at `build()`, not now.
         pad_step_number: Write steps with eight digits at least.
@@ -135,11 +136,11 @@ class Saver:
         """Save the variables to a checkpoint, make it the newest of its directory, and let old ones go.
 
         The order is the promise: the checkpoint is durable under its name before the state file names it, and only
-        then are old checkpoints removed. An error anywhere leaves the older ones, the state file and this saver's list
-        as they were.
+        then are old checkpoints removed. Unlike TF, an error anywhere leaves the older ones, the state file and this
+        saver's list as they were, and names that collide are refused before anything is written.
 
         Args:
-            save_path: Prefix of the checkpoint; missing directories are made.
+            save_path: Prefix of the checkpoint, str, bytes or os.PathLike. Unlike TF, all missing directories are made.
             global_step: Added to the prefix, "run/model.ckpt-1000", and stored. An integer of Python or numpy, or a
                 0-d tensor; as in TF, a float tensor is cut to an integer.
             latest_filename: Name of the state file, "checkpoint" by default.
@@ -210,7 +211,8 @@ class Saver:
         """Restore the variables from a checkpoint, in place: all of them, or, with an error, none.
 
         Everything is checked first: keys, shapes, dtypes, and the checksums of what is to be restored. Then values go
-        straight from the file into the tensors, on their own devices and strides; nothing is cast or broadcast.
+        straight from the file into the tensors, on their own devices and strides; nothing is cast or broadcast. Unlike TF,
+        a mismatch leaves every variable as it was.
 
         Args:
             save_path: What `save` or `latest_checkpoint` returned, or a third party's .safetensors or index file.
@@ -235,10 +237,10 @@ class Saver:
             return RestoreReport()
         with CheckpointReader(save_path) as reader:
             plan = plan_restore(slots, reader, strict=strict, reshape=self._reshape)
-            restoring.require_equal_ties(plan, reader)
-            restoring.require_one_value_a_place(slots, plan, reader)
             if verify:
                 reader.verify(restoring.stored_keys(plan))
+            restoring.require_equal_ties(plan, reader)
+            restoring.require_one_value_a_place(slots, plan, reader)
             with restoring.objects_loaded(slots, plan, reader):
                 restoring.fill_tensors(slots, plan, reader)
             return RestoreReport(

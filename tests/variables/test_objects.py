@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import collections
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -12,37 +10,14 @@ from typing import Any
 import pytest
 import torch
 from torch.optim import lr_scheduler
+from variables.states import described, round_trip
 
 import torchsaver as ts
 from torchsaver.errors import VarListError
-from torchsaver.formats.json_text import canonical_json
 from torchsaver.formats.manifest import Manifest
 from torchsaver.storage.checkpoint_files import write_checkpoint
 from torchsaver.variables.objects import ObjectRefusedError, gather, loaded
-from torchsaver.variables.state_tree import flatten, tensor_keys, unflatten
 from torchsaver.variables.var_list import Slots
-
-
-def _round_trip(state: Any) -> Any:
-    tree, tensors = flatten("o", state)
-    tree = json.loads(canonical_json(tree))
-    assert tensor_keys(tree) == [key for key in tensor_keys(tree) if key in tensors]
-    assert len(tensor_keys(tree)) == len(tensors)
-    return unflatten(tree, tensors.__getitem__)
-
-
-def _described(value: Any) -> Any:
-    """Return something whose == compares values and types, and the order where it is a part of the value."""
-    if isinstance(value, torch.Tensor):
-        return "tensor", value.dtype, value.tolist()
-    if isinstance(value, dict):
-        pairs = [(_described(key), _described(item)) for key, item in value.items()]
-        return type(value), pairs if isinstance(value, collections.OrderedDict) else sorted(pairs, key=repr)
-    if isinstance(value, (list, tuple)):
-        return type(value), [_described(item) for item in value]
-    if isinstance(value, set):
-        return set, frozenset(map(repr, map(_described, value)))
-    return type(value), repr(value)
 
 
 def test_gather_tells_every_tensor_that_cannot_be_stored_and_every_key_that_stands_twice() -> None:
@@ -122,7 +97,7 @@ def test_optimizer_through_a_checkpoint_goes_on_as_the_one_that_was_saved(
     if stepped:
         _train(twin, other, 3)
     ts.Saver({"model": twin, "opt": other}).restore(prefix)
-    assert _described(other.state_dict()) == _described(optimizer.state_dict())
+    assert described(other.state_dict()) == described(optimizer.state_dict())
     _train(model, optimizer)
     _train(twin, other)
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), twin.parameters(), strict=True))
@@ -163,8 +138,8 @@ def test_scheduler_state_through_json_goes_on_as_the_one_that_was_saved(name: st
         optimizer.step()
     for _ in range(3):
         scheduler.step(*arguments)
-    optimizers[1].load_state_dict(_round_trip(optimizers[0].state_dict()))
-    other.load_state_dict(_round_trip(scheduler.state_dict()))
+    optimizers[1].load_state_dict(round_trip(optimizers[0].state_dict()))
+    other.load_state_dict(round_trip(scheduler.state_dict()))
     for each in (scheduler, other):
         each.step(*arguments)
     assert other.get_last_lr() == scheduler.get_last_lr()
@@ -193,7 +168,7 @@ def test_loaded_with_one_that_refuses_gives_all_others_their_old_states_again(re
     model = _model()
     optimizer = torch.optim.Adam(model.parameters())
     _train(model, optimizer)
-    before = _described(optimizer.state_dict())
+    before = described(optimizer.state_dict())
     other = torch.optim.Adam(model.parameters(), lr=5.0)
     first, picky, last = Holder(["old"]), Picky("old", () if refuses_its_own_state else ("old",)), Holder("old")
     objects = {"first": first, "opt": optimizer, "picky": picky, "last": last}
@@ -202,7 +177,7 @@ def test_loaded_with_one_that_refuses_gives_all_others_their_old_states_again(re
         pytest.fail("the block runs when all is loaded")
     assert (raised.value.key, raised.value.reason) == ("picky", "load_state_dict() raised ValueError: no")
     assert (first.state, last.state) == (["old"], "old")
-    assert _described(optimizer.state_dict()) == before
+    assert described(optimizer.state_dict()) == before
     if not refuses_its_own_state:
         assert picky.state == "old"
 
@@ -276,7 +251,7 @@ def test_optimizer_of_other_parameters_refuses_a_state_and_keeps_its_own(
     other: torch.optim.SGD, reason: str, tmp_path: Path
 ) -> None:
     prefix = ts.Saver({"o": _momenta("ab")}).save(tmp_path / "m")
-    before = _described(other.state_dict())
+    before = described(other.state_dict())
     with pytest.raises(ts.MismatchError, match=reason):
         ts.Saver({"o": other}).restore(prefix)
-    assert _described(other.state_dict()) == before
+    assert described(other.state_dict()) == before

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import collections
 import enum
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,33 +13,10 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from variables.states import described, round_trip
 
 from torchsaver.errors import VarListError, VarListTypeError
-from torchsaver.formats.json_text import canonical_json
 from torchsaver.variables.state_tree import flatten, tensor_keys, unflatten
-
-
-def _round_trip(state: Any) -> Any:
-    tree, tensors = flatten("o", state)
-    tree = json.loads(canonical_json(tree))
-    assert tensor_keys(tree) == [key for key in tensor_keys(tree) if key in tensors]
-    assert len(tensor_keys(tree)) == len(tensors)
-    return unflatten(tree, tensors.__getitem__)
-
-
-def _described(value: Any) -> Any:
-    """Return something whose == compares values and types, and the order where it is a part of the value."""
-    if isinstance(value, torch.Tensor):
-        return "tensor", value.dtype, value.tolist()
-    if isinstance(value, dict):
-        pairs = [(_described(key), _described(item)) for key, item in value.items()]
-        return type(value), pairs if isinstance(value, collections.OrderedDict) else sorted(pairs, key=repr)
-    if isinstance(value, (list, tuple)):
-        return type(value), [_described(item) for item in value]
-    if isinstance(value, set):
-        return set, frozenset(map(repr, map(_described, value)))
-    return type(value), repr(value)
-
 
 DTYPES = [dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)]
 HASHABLE = st.recursive(
@@ -80,11 +56,11 @@ VALUES = st.recursive(
 @given(VALUES)
 def test_state_through_json_comes_back_with_exact_types(state: Any) -> None:
     try:
-        found = _round_trip(state)
+        found = round_trip(state)
     except VarListError as error:  # the texts of two keys may be alike: {1: tensor, "1": tensor}
         assume("two tensors" not in str(error))
         raise
-    assert _described(found) == _described(state)
+    assert described(found) == described(state)
 
 
 def test_flatten_keys_its_tensors_by_their_path_in_the_object() -> None:

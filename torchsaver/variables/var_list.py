@@ -108,7 +108,8 @@ def read_var_list(var_list: Any, names_from: torch.nn.Module | None = None) -> l
         names_from: A module whose parameters and buffers are known by their paths.
 
     Raises:
-        VarListError: Keys or values that cannot be saved, all of them; VarListTypeError if a type is among them.
+        VarListError: Keys or values that cannot be saved, all of them; VarListTypeError if a type is among them. Unlike
+            TF, an empty key is one of them and does not end the process, and so is safetensors' own `__metadata__`.
     """
     problems = _Problems()
     places = _Places(names_from)

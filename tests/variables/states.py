@@ -1,0 +1,34 @@
+"""States of objects through JSON and back, and a way to compare them with their types."""
+
+from __future__ import annotations
+
+import collections
+import json
+from typing import Any
+
+import torch
+
+from torchsaver.formats.json_text import canonical_json
+from torchsaver.variables.state_tree import flatten, tensor_keys, unflatten
+
+
+def round_trip(state: Any) -> Any:
+    tree, tensors = flatten("o", state)
+    tree = json.loads(canonical_json(tree))
+    assert tensor_keys(tree) == [key for key in tensor_keys(tree) if key in tensors]
+    assert len(tensor_keys(tree)) == len(tensors)
+    return unflatten(tree, tensors.__getitem__)
+
+
+def described(value: Any) -> Any:
+    """Return something whose == compares values and types, and the order where it is a part of the value."""
+    if isinstance(value, torch.Tensor):
+        return "tensor", value.dtype, value.tolist()
+    if isinstance(value, dict):
+        pairs = [(described(key), described(item)) for key, item in value.items()]
+        return type(value), pairs if isinstance(value, collections.OrderedDict) else sorted(pairs, key=repr)
+    if isinstance(value, (list, tuple)):
+        return type(value), [described(item) for item in value]
+    if isinstance(value, set):
+        return set, frozenset(map(repr, map(described, value)))
+    return type(value), repr(value)

@@ -53,30 +53,22 @@ def _parser() -> argparse.ArgumentParser:
 
 def _inspect(arguments: argparse.Namespace) -> None:
     with load_checkpoint(arguments.path) as reader:
-        description = describe_checkpoint(reader)
-        keys = [tensor.key for tensor in description.tensors]
-        if arguments.key is not None:
-            stored_key, _ = reader.find(arguments.key) or ("", reader.stored(arguments.key))
-            keys = [stored_key]
+        description = describe_checkpoint(reader, arguments.key)
         if arguments.json:
-            print(json.dumps(_as_json(description, reader, keys, arguments.values), indent=2, ensure_ascii=False))
+            print(json.dumps(_as_json(description, reader, arguments.values), indent=2, ensure_ascii=False))
         else:
-            _print_description(description, reader, keys, arguments.values)
+            _print_facts(description)
+            _print_tensors(description, reader, arguments.values)
+            if arguments.key is None:
+                count, elements = len(description.tensors), description.elements
+                print(f"{count} tensors, {elements:,} elements, {description.nbytes:,} bytes")
 
 
-def _as_json(
-    description: CheckpointDescription, reader: CheckpointReader, keys: list[str], values: bool
-) -> dict[str, Any]:
+def _as_json(description: CheckpointDescription, reader: CheckpointReader, values: bool) -> dict[str, Any]:
     tensors = []
     for tensor in description.tensors:
-        if tensor.key in keys:
-            row: dict[str, Any] = {
-                "key": tensor.key,
-                "dtype": tensor.dtype,
-                "shape": tensor.shape,
-                "bytes": tensor.nbytes,
-            }
-            tensors.append({**row, "value": json_value(reader.get_tensor(tensor.key))} if values else row)
+        row = {"key": tensor.key, "dtype": tensor.dtype, "shape": tensor.shape, "bytes": tensor.nbytes}
+        tensors.append({**row, "value": json_value(reader.get_tensor(tensor.key))} if values else row)
     return {
         "save_path": description.save_path,
         "files": description.files,
@@ -91,35 +83,30 @@ def _as_json(
     }
 
 
-def _print_description(
-    description: CheckpointDescription, reader: CheckpointReader, keys: list[str], values: bool
-) -> None:
+def _print_facts(description: CheckpointDescription) -> None:
     print(_visible(description.save_path))
-    facts: dict[str, Any] = {
-        "step": description.global_step,
-        "saved": None
-        if description.time is None
-        else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(description.time)),
-        "metadata": None if description.metadata is None else json.dumps(description.metadata, ensure_ascii=False),
-        "objects": ", ".join(description.objects) or None,
-        "files": len(description.files) if len(description.files) > 1 else None,
-    }
-    for name, fact in facts.items():
-        if fact is not None:
-            print(f"  {name}: {_visible(str(fact))}")
-    shown = [tensor for tensor in description.tensors if tensor.key in keys]
-    rows = [(_visible(t.key), t.dtype, str(list(t.shape)), f"{t.nbytes:,}") for t in shown]
-    widths = [max(map(len, column)) for column in zip(*[("key", "dtype", "shape", "bytes"), *rows], strict=True)]
-    for row, tensor in zip([("key", "dtype", "shape", "bytes"), *rows], [None, *shown], strict=True):
-        key, dtype, shape, nbytes = row
-        print(f"{key:<{widths[0]}}  {dtype:<{widths[1]}}  {shape:<{widths[2]}}  {nbytes:>{widths[3]}}")
-        if values and tensor is not None:
-            print(format_value(reader.get_tensor(tensor.key)))
-    for alias, key in sorted(description.aliases.items()):
-        if key in keys:
-            print(f"{_visible(alias)} is another name of {_visible(key)}")
-    if len(keys) == len(description.tensors):
-        print(f"{len(keys)} tensors, {description.elements:,} elements, {description.nbytes:,} bytes")
+    if description.global_step is not None:
+        print(f"  step: {description.global_step}")
+    if description.time is not None:
+        print(f"  saved: {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(description.time))}")
+    if description.metadata is not None:
+        print(f"  metadata: {_visible(json.dumps(description.metadata, ensure_ascii=False))}")
+    if description.objects:
+        print(f"  objects: {_visible(', '.join(description.objects))}")
+    if len(description.files) > 1:
+        print(f"  files: {len(description.files)}")
+
+
+def _print_tensors(description: CheckpointDescription, reader: CheckpointReader, values: bool) -> None:
+    rows = [(_visible(t.key), t.dtype, str(list(t.shape)), f"{t.nbytes:,}") for t in description.tensors]
+    table = [("key", "dtype", "shape", "bytes"), *rows]
+    key_width, dtype_width, shape_width, bytes_width = (max(map(len, column)) for column in zip(*table, strict=True))
+    for number, (key, dtype, shape, nbytes) in enumerate(table):
+        print(f"{key:<{key_width}}  {dtype:<{dtype_width}}  {shape:<{shape_width}}  {nbytes:>{bytes_width}}")
+        if values and number:
+            print(format_value(reader.get_tensor(description.tensors[number - 1].key)))
+    for alias, kept in sorted(description.aliases.items()):
+        print(f"{_visible(alias)} is another name of {_visible(kept)}")
 
 
 def _visible(text: str) -> str:

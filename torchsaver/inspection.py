@@ -57,9 +57,14 @@ class CheckpointDescription:
         return sum(math.prod(tensor.shape) for tensor in self.tensors)
 
 
-def describe_checkpoint(reader: CheckpointReader) -> CheckpointDescription:
-    """Return a description of an open checkpoint, from its headers alone."""
-    tensors = ((key, reader.stored(key)) for key in reader.keys())
+def describe_checkpoint(reader: CheckpointReader, key: str | None = None) -> CheckpointDescription:
+    """Return a description of an open checkpoint from its headers alone; with a `key`, of that tensor only.
+
+    Raises:
+        CheckpointKeyError: `key` is not in the checkpoint.
+    """
+    keys = reader.keys() if key is None else [reader.stored(key).spec.key]
+    tensors = ((key, reader.stored(key)) for key in keys)
     return CheckpointDescription(
         save_path=reader.save_path,
         files=tuple(file.path for file in reader.files),
@@ -67,7 +72,7 @@ def describe_checkpoint(reader: CheckpointReader) -> CheckpointDescription:
         time=reader.manifest.time,
         metadata=reader.metadata,
         tensors=tuple(TensorDescription(key, dtype_text(t.dtype), t.shape, t.nbytes) for key, t in tensors),
-        aliases=dict(reader.aliases),
+        aliases={alias: kept for alias, kept in reader.aliases.items() if key is None or kept in keys},
         objects=tuple(sorted(reader.object_trees)),
     )
 

@@ -97,24 +97,23 @@ def _in_file_order(slots: Slots, plan: RestorePlan, reader: CheckpointReader) ->
     return sorted(fillings, key=lambda filling: filling[0].position)
 
 
-def _overlapping(fillings: list[Filling]) -> Iterator[list[Filling]]:
-    """Yield groups whose tensors reach over the same bytes of memory, in the order given."""
-    by_device: dict[torch.device, list[tuple[int, int, int]]] = {}
-    for number, (_, _, target) in enumerate(fillings):
-        if target.numel():
-            by_device.setdefault(target.device, []).append((*_reach(target), number))
-    for reaches in by_device.values():
-        group: list[int] = []
-        end = -1
-        for start, stop, number in sorted(reaches):
-            if start >= end and group:
-                if len(group) > 1:
-                    yield [fillings[member] for member in sorted(group)]
-                group = []
-            group.append(number)
-            end = max(end, stop)
-        if len(group) > 1:
-            yield [fillings[member] for member in sorted(group)]
+def _overlapping(fillings: list[Filling]) -> list[list[Filling]]:
+    """Return groups whose tensors reach over the same bytes of memory, each in the order given."""
+    by_place = sorted(
+        (str(target.device), *_reach(target), number)
+        for number, (_, _, target) in enumerate(fillings)
+        if target.numel()
+    )
+    groups: list[list[int]] = []
+    last_device, last_stop = "", 0
+    for device, start, stop, number in by_place:
+        if device == last_device and start < last_stop:
+            groups[-1].append(number)
+        else:
+            groups.append([number])
+            last_stop = 0
+        last_device, last_stop = device, max(stop, last_stop)
+    return [[fillings[number] for number in sorted(group)] for group in groups if len(group) > 1]
 
 
 def _reach(tensor: torch.Tensor) -> tuple[int, int]:

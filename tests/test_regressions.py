@@ -8,12 +8,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import torchsaver as ts
-from torchsaver.formats.manifest import MANIFEST_KEY
+from torchsaver import retention
+from torchsaver.formats import safetensors_file
+from torchsaver.formats.manifest import Manifest
+from torchsaver.rotation import Rotation
 from torchsaver.storage import checkpoint_files, disk, paths
 
 
@@ -140,7 +144,7 @@ def test_shards_of_a_save_that_was_killed_stayed_for_ever(tmp_path: Path, monkey
         patched.setattr(disk, "remove", lambda _: None)
         with pytest.raises(SystemError):
             saver.save(tmp_path / "m", 1)
-    assert len(os.listdir(tmp_path)) == 2
+    assert len([name for name in os.listdir(tmp_path) if paths.is_shard_of("m-1", name)]) == 2
     assert not ts.checkpoint_exists(tmp_path / "m-1")
     saver.save(tmp_path / "m", 1)
     shards = [name for name in os.listdir(tmp_path) if paths.is_shard_of("m-1", name)]
@@ -265,5 +269,157 @@ def test_module_attribute_that_was_removed_was_an_attribute_error(tmp_path: Path
         saver.save(tmp_path / "m")
 
 
-def test_manifest_key_is_what_the_formats_page_says() -> None:
-    assert MANIFEST_KEY == "torchsaver"
+def test_checkpoint_was_destroyed_by_one_whose_prefix_begins_like_it(tmp_path: Path) -> None:
+    values = {"a": torch.ones(4), "b": torch.ones(4)}
+    prefix = ts.Saver(values, max_shard_bytes=16).save(tmp_path / "m-s20240101")
+    ts.Saver(values, max_shard_bytes=16).save(tmp_path / "m")
+    ts.Saver(values).save(tmp_path / "m")
+    ts.remove_checkpoint(tmp_path / "m")
+    ts.Saver(values).restore(prefix)
+    with pytest.raises(ValueError, match="shard"):
+        save(tmp_path / "m-s0123456789abcdef", x=torch.ones(1))
+
+
+def test_shards_of_two_processes_took_each_others_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = ({"a": torch.full((4,), fill), "b": torch.full((4,), fill)} for fill in (1.0, 2.0))
+    names = paths.shard_files(str(tmp_path / "m"), 2)
+    prefix = ts.Saver(one, max_shard_bytes=16).save(tmp_path / "m")
+    monkeypatch.setattr(paths, "shard_files", lambda *_: names)  # as if the other had looked before the first was there
+    with pytest.raises(FileExistsError, match="m-00001-of-00002"):
+        ts.Saver(two, max_shard_bytes=16).save(tmp_path / "m")
+    with ts.load_checkpoint(str(prefix)) as reader:
+        reader.verify()
+        assert reader.get_tensor("b").tolist() == [1.0] * 4
+
+
+def test_shards_of_a_live_writer_are_not_taken_for_leftovers(tmp_path: Path) -> None:
+    values = {"a": torch.ones(4)}
+    with disk.Stage() as stage:
+        safetensors_file.write_safetensors(
+            stage.create(str(tmp_path / "m-00001-of-00002.safetensors")), values, Manifest()
+        )
+        stage.publish(only_new=True)
+        ts.Saver(values).save(tmp_path / "m")
+        assert (tmp_path / "m-00001-of-00002.safetensors").exists()
+    ts.Saver(values).save(tmp_path / "m")
+    assert sorted(os.listdir(tmp_path)) == ["checkpoint", "m.safetensors"]
+
+
+def test_shards_are_published_where_there_are_no_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: str) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    saver = ts.Saver({"a": torch.ones(4), "b": torch.ones(4)}, max_shard_bytes=16)
+    saver.restore(saver.save(tmp_path / "m"))
+
+
+def test_index_that_no_longer_counts_is_gone_for_good_before_the_save_returns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = {"a": torch.ones(4), "b": torch.ones(4)}
+    ts.Saver(values, max_shard_bytes=16).save(tmp_path / "m")
+    done: list[str] = []
+    unlink, sync = os.unlink, disk.sync_directory
+    monkeypatch.setattr(os, "unlink", lambda path: (done.append(Path(path).name), unlink(path)))
+    monkeypatch.setattr(disk, "sync_directory", lambda path: (done.append("sync"), sync(path)))
+    ts.Saver(values).save(tmp_path / "m", write_state=False)
+    assert done[:3] == ["sync", "m.safetensors.index.json", "sync"]
+
+
+def test_index_is_removed_before_its_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prefix = ts.Saver({"a": torch.ones(4), "b": torch.ones(4)}, max_shard_bytes=16).save(tmp_path / "m")
+    done: list[str] = []
+    monkeypatch.setattr(os, "unlink", lambda path: done.append(Path(path).name))
+    ts.remove_checkpoint(str(prefix))
+    assert done[0] == "m.safetensors.index.json"
+    assert len(done) == 3
+
+
+def test_directory_named_like_the_index_is_found_before_writing(tmp_path: Path) -> None:
+    (tmp_path / "m.safetensors.index.json").mkdir()
+    with pytest.raises(IsADirectoryError, match=r"index\.json"):
+        save(tmp_path / "m", x=torch.ones(1))
+    assert os.listdir(tmp_path) == ["m.safetensors.index.json"]
+
+
+def test_listed_checkpoint_is_not_doomed_any_more(tmp_path: Path) -> None:
+    rotation = Rotation(2, float("inf"), relative_paths=True)
+    names = [save(tmp_path / "m", step, x=torch.ones(1)) for step in (1, 2)]
+    rotation._window = retention.Window(doomed=(retention.Record(names[0], 0.0, paths.identity(names[0])),))
+    rotation.replace([(name, 0.0) for name in names])
+    rotation.remove_old()
+    assert ts.checkpoint_exists(names[0])
+
+
+def test_default_device_was_asked_for_host_memory(tmp_path: Path) -> None:
+    turned = torch.arange(6.0).reshape(2, 3).t()
+    target = torch.zeros(2, 3).t()
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1, momentum=0.9)
+    with torch.device("meta"):
+        prefix = ts.Saver({"w": turned, "o": optimizer}).save(tmp_path / "m")
+        ts.Saver({"w": target, "o": optimizer}).restore(prefix)
+        assert ts.load_variable(str(prefix), "w").device.type == "cpu"
+    assert torch.equal(target, turned)
+
+
+def test_shared_memory_that_starts_between_two_items_was_a_runtime_error(tmp_path: Path) -> None:
+    base = torch.randn(4, dtype=torch.complex64)
+    values = {"imag": base.imag, "rest": base[1:]}
+    expected = base.clone()
+    prefix = ts.Saver(values).save(tmp_path / "m")
+    base.zero_()
+    ts.Saver(values).restore(prefix)
+    assert torch.equal(base.imag, expected.imag)
+    assert torch.equal(base[1:], expected[1:])
+
+
+def test_device_that_fails_after_all_was_checked_says_what_has_been_restored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefix = save(tmp_path / "m", a=torch.ones(2), b=torch.ones(2))
+    preadv, calls = os.preadv, iter(range(100))
+
+    def failing(fd: int, buffers: Any, offset: int) -> int:
+        if next(calls) == 3:
+            raise OSError(5, "Input/output error")
+        return preadv(fd, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", failing)
+    a = torch.zeros(2)
+    with pytest.raises(OSError, match=r"1 of 2 tensors have been restored, 'b' perhaps in part.*m\.safetensors"):
+        ts.Saver({"a": a, "b": torch.zeros(2)}).restore(prefix, verify=False)
+    assert a.tolist() == [1.0, 1.0]
+
+
+def test_variable_inside_a_tracked_module_under_its_own_name_was_refused(tmp_path: Path) -> None:
+    with ts.Collection():
+        module = nn.Module()
+        module.w = ts.Variable(1.0, name="w")
+        ts.track(module)
+        assert ts.list_variables(str(ts.Saver().save(tmp_path / "m"))) == [("w", [])]
+
+
+@pytest.mark.parametrize(
+    "value", [np.float64(0.1), np.float32("nan"), np.int8(-3), np.bool_(True), np.complex64(1 + 2j)]
+)
+def test_numpy_number_in_a_state_was_no_number(value: Any, tmp_path: Path) -> None:
+    prefix = ts.Saver({"o": Held({"lr": value})}).save(tmp_path / "m")
+    held = Held(None)
+    ts.Saver({"o": held}).restore(prefix)
+    assert type(held.state["lr"]) is type(value)
+    assert held.state["lr"].tobytes() == value.tobytes()
+
+
+def test_state_that_cannot_be_stored_showed_only_at_the_first_save() -> None:
+    with pytest.raises(ts.VarListTypeError, match=r"o\.thing"):
+        ts.Saver({"o": Held({"thing": object()})})
+
+
+@pytest.mark.parametrize(
+    ("content", "what"), [(b"PK\x03\x04" + bytes(60), "torch.save"), (b"model_checkpoint_path: ''", "state file")]
+)
+def test_file_of_another_kind_is_called_what_it_is(content: bytes, what: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(content)
+    with pytest.raises(ts.CorruptCheckpointError, match=what):
+        ts.load_checkpoint(tmp_path / "file")

@@ -624,13 +624,16 @@ def test_order_of_a_save_is_data_then_state_file_then_removal(tmp_path: Path, mo
 
 def test_index_of_shards_is_named_after_all_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     named: list[str] = []
-    replace = os.replace
 
-    def replaced(old: str, new: str) -> None:
-        named.append(os.path.basename(new))
-        replace(old, new)
+    def noting(function: Callable[[str, str], None]) -> Callable[[str, str], None]:
+        def noted(old: str, new: str) -> None:
+            named.append(os.path.basename(new))
+            function(old, new)
 
-    monkeypatch.setattr("torchsaver.storage.disk.os.replace", replaced)
+        return noted
+
+    for name in ("link", "replace"):
+        monkeypatch.setattr(f"torchsaver.storage.disk.os.{name}", noting(getattr(os, name)))
     ts.Saver({"a": torch.ones(4), "b": torch.ones(4)}, max_shard_bytes=16).save(tmp_path / "m")
     shards = ["m-00001-of-00002.safetensors", "m-00002-of-00002.safetensors"]
     assert named == [*shards, "m.safetensors.index.json", "checkpoint"]

@@ -89,7 +89,7 @@ class CorruptCheckpointError(TorchSaverError, ValueError):
     def _message(self) -> str:
         return (
             f"{self.path!r} is damaged at byte {self.offset}: {self.reason}; "
-            "nothing was restored, use another checkpoint or a fresh copy of this one"
+            "use another checkpoint or a fresh copy of this one"
         )
 
 

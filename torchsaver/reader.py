@@ -47,8 +47,8 @@ _TF_DTYPES = {
 class CheckpointReader:
     """An open checkpoint: its keys, shapes and values, read one at a time. It stays on the files it has opened.
 
-    Owns a file descriptor for each file until `close`, the end of its `with` block, or its own end; keeps no mapping. The dtype and
-    shape maps come from the headers alone. `get_tensor` may be called from several threads.
+    Owns a file descriptor for each file until `close`, the end of its `with` block, or its own end; keeps no mapping.
+    The dtype and shape maps come from the headers alone. `get_tensor` may be called from several threads.
 
     Args:
         save_path: A prefix, or a file: .safetensors, or a shard index .index.json.
@@ -62,18 +62,38 @@ class CheckpointReader:
 
     def __init__(self, save_path: str | os.PathLike[str]) -> None:
         self.save_path = paths.path_text(save_path)
+        self.files: list[SafetensorsFile] = []
+        self._tensors: dict[str, StoredTensor] = {}
+        self.manifest = self._open()
+        known = {alias: key for alias, key in self.manifest.aliases.items() if key in self._tensors}
+        self.aliases: dict[str, str] = {alias: key for alias, key in known.items() if alias not in self._tensors}
+
+    def _open(self) -> Manifest:
+        """Open the checkpoint's files; when a save replaces it meanwhile, those of the new one."""
+        found = self._find()
+        while True:
+            path, _ = found
+            try:
+                return self._open_shards(path) if paths.is_index(path) else self._open_single(path)
+            except BaseException as error:
+                self.close()
+                self.files, self._tensors = [], {}
+                if not isinstance(error, (FileNotFoundError, CorruptCheckpointError)):
+                    raise
+                before, found = found, self._find()
+                if found == before:
+                    raise
+
+    def _find(self) -> tuple[str, tuple[int, ...]]:
+        """Return the file the prefix stands for, and what tells it from another one that takes its name later."""
         path = paths.find_checkpoint(self.save_path)
         if path is None:
             raise CheckpointNotFoundError(self.save_path, _directory_in_place(self.save_path))
-        self.files: list[SafetensorsFile] = []
-        self._tensors: dict[str, StoredTensor] = {}
         try:
-            self.manifest = self._open_shards(path) if paths.is_index(path) else self._open_single(path)
-        except BaseException:
-            self.close()
-            raise
-        known = {alias: key for alias, key in self.manifest.aliases.items() if key in self._tensors}
-        self.aliases: dict[str, str] = {alias: key for alias, key in known.items() if alias not in self._tensors}
+            status = os.stat(path)
+        except FileNotFoundError:  # gone since; opening it will tell
+            return path, ()
+        return path, (status.st_ino, status.st_mtime_ns, status.st_size)
 
     def _open_single(self, path: str) -> Manifest:
         file = SafetensorsFile(path)
@@ -82,27 +102,14 @@ class CheckpointReader:
         return file.manifest
 
     def _open_shards(self, index_path: str) -> Manifest:
-        """Open the shards an index names; when a save replaces it meanwhile, those of the new one."""
-        data = read_regular(index_path, MAX_INDEX_BYTES)
-        while True:
-            weight_map, manifest = parse_index(data, index_path)
-            try:
-                self._open_shard_files(index_path, weight_map, manifest)
-            except FileNotFoundError as error:
-                before, data = data, read_regular(index_path, MAX_INDEX_BYTES)
-                if data == before:
-                    name = os.path.basename(str(error.filename))
-                    raise CorruptCheckpointError(index_path, 0, f"its shard {name!r} is missing") from error
-            else:
-                return manifest
-
-    def _open_shard_files(self, index_path: str, weight_map: Mapping[str, str], manifest: Manifest) -> None:
-        self.close()
-        self.files, self._tensors = [], {}
+        weight_map, manifest = parse_index(read_regular(index_path, MAX_INDEX_BYTES), index_path)
         opened: dict[str, SafetensorsFile] = {}
         for name in sorted(set(weight_map.values())):
             path = os.path.join(os.path.dirname(index_path), name)
-            opened[name] = SafetensorsFile(path)
+            try:
+                opened[name] = SafetensorsFile(path)
+            except FileNotFoundError as error:
+                raise CorruptCheckpointError(index_path, 0, f"its shard {name!r} is missing") from error
             self.files.append(opened[name])
             wanted = manifest.shards.get(name)
             if wanted is not None and wanted != opened[name].header_crc32c:
@@ -111,6 +118,7 @@ class CheckpointReader:
             if key not in opened[name].specs:
                 raise CorruptCheckpointError(index_path, 0, f"{key!r} is not in its shard {name!r}")
             self._tensors[key] = stored_tensor(opened[name], opened[name].specs[key])
+        return manifest
 
     @property
     def global_step(self) -> int | None:

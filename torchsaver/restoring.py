@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 import torch
 
-from torchsaver.errors import MismatchError
+from torchsaver.errors import CorruptCheckpointError, MismatchError
 from torchsaver.formats.checksum import crc32c
 from torchsaver.formats.tensor_bytes import row_major_bytes
 from torchsaver.reader import CheckpointReader
@@ -19,6 +19,8 @@ from torchsaver.variables.state_tree import tensor_keys, unflatten
 from torchsaver.variables.var_list import Slots
 
 Filling: TypeAlias = tuple[StoredTensor, str, torch.Tensor]  # what is stored, the slot's key, and its tensor
+
+_ALIGNMENT = 16  # bytes: the largest item, complex128, so that every dtype can be viewed in a scratch copy
 
 
 def require_equal_ties(plan: RestorePlan, reader: CheckpointReader) -> None:
@@ -63,9 +65,21 @@ def objects_loaded(slots: Slots, plan: RestorePlan, reader: CheckpointReader) ->
 
 
 def fill_tensors(slots: Slots, plan: RestorePlan, reader: CheckpointReader) -> None:
-    """Read each value straight into its tensor, in the order of the file."""
-    for stored, _, target in _in_file_order(slots, plan, reader):
-        stored.read_into(target)
+    """Read each value straight into its tensor, in the order of the file.
+
+    Raises:
+        OSError, CorruptCheckpointError: The device failed, or the file was changed, after all was checked; the message
+            says how many tensors had their new values by then.
+    """
+    fillings = _in_file_order(slots, plan, reader)
+    for done, (stored, key, target) in enumerate(fillings):
+        try:
+            stored.read_into(target)
+        except (OSError, CorruptCheckpointError) as error:
+            state = f"{done} of {len(fillings)} tensors have been restored, {key!r} perhaps in part; restore again"
+            if isinstance(error, OSError):
+                raise OSError(error.errno, f"{error.strerror}; {state}", error.filename) from error
+            raise CorruptCheckpointError(error.path, error.offset, f"{error.reason}; {state}") from error
 
 
 def require_one_value_a_place(slots: Slots, plan: RestorePlan, reader: CheckpointReader) -> None:
@@ -78,8 +92,8 @@ def require_one_value_a_place(slots: Slots, plan: RestorePlan, reader: Checkpoin
     """
     spoiled = []
     for group in _overlapping(_in_file_order(slots, plan, reader)):
-        start = min(_reach(target)[0] for _, _, target in group)
-        scratch = torch.empty(max(_reach(target)[1] for _, _, target in group) - start, dtype=torch.uint8)
+        start = min(_reach(target)[0] for _, _, target in group) // _ALIGNMENT * _ALIGNMENT
+        scratch = torch.empty(max(_reach(target)[1] for _, _, target in group) - start, dtype=torch.uint8, device="cpu")
         views = [_same_view(target, scratch, start) for _, _, target in group]
         for (stored, _, _), view in zip(group, views, strict=True):
             stored.read_into(view)

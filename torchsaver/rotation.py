@@ -41,7 +41,9 @@ class Rotation:
     def replace(self, prefixes_with_time: Iterable[tuple[str, float]]) -> None:
         """Replace the window by (prefix, seconds since the epoch), oldest first; nothing is checked."""
         last = tuple(Record(prefix, saved, paths.identity(prefix)) for prefix, saved in prefixes_with_time)
-        self._window = Window(last, self._window.doomed, self._window.next_kept_time)
+        listed = {record.identity for record in last}
+        doomed = tuple(record for record in self._window.doomed if record.identity not in listed)
+        self._window = Window(last, doomed, self._window.next_kept_time)
 
     def record(self, prefix: str, saved: float, latest_filename: str | None) -> None:
         """Make `prefix` the newest: in the state file first, and in the window once that is durable.

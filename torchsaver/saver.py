@@ -20,6 +20,7 @@ from torchsaver.storage import disk, paths
 from torchsaver.storage.checkpoint_files import get_checkpoint_mtimes, write_checkpoint
 from torchsaver.variables.objects import gather
 from torchsaver.variables.restore_plan import RestoreReport, plan_restore
+from torchsaver.variables.state_tree import flatten
 from torchsaver.variables.var_list import Entry, Slots, read_var_list, resolve
 
 
@@ -101,8 +102,11 @@ class Saver:
         if self._entries is not None:
             return
         entries = read_var_list(self._var_list, self._names_from)
+        slots = resolve(entries)
+        for key, value in slots.objects.items():
+            flatten(key, value.state_dict())  # what cannot be stored shows now, not at the first save
         if not self._allow_empty:
-            _require_something(resolve(entries))
+            _require_something(slots)
         self._entries = entries
         self._var_list = None  # a generator is used up
         self._rotation.start(time.time())
@@ -143,7 +147,8 @@ class Saver:
             save_path: Prefix of the checkpoint, str, bytes or os.PathLike. Unlike TF, all missing directories are made.
             global_step: Added to the prefix, "run/model.ckpt-1000", and stored. An integer of Python or numpy, or a
                 0-d tensor; as in TF, a float tensor is cut to an integer.
-            latest_filename: Name of the state file, "checkpoint" by default.
+            latest_filename: Name of the state file, "checkpoint" by default. As in TF, one saver keeps one window over all
+                its state files: what leaves it is removed, whichever of them names it.
             write_state: False writes the checkpoint only: it is not listed, not counted and never removed.
             metadata: Any JSON value, stored with the checkpoint.
 

@@ -45,7 +45,7 @@ class StoredTensor:
         Raises:
             CorruptCheckpointError: The bytes end early, or their CRC-32C differs from the stored one.
         """
-        tensor = torch.empty(self.shape, dtype=self.dtype)
+        tensor = torch.empty(self.shape, dtype=self.dtype, device="cpu")
         self.read_into(tensor)
         self.file.compare(self.spec, crc32c(byte_view(tensor)))
         return tensor
@@ -94,7 +94,7 @@ class TensorSlice:
 
     def _rows(self, start: int, stop: int) -> torch.Tensor:
         shape = self._stored.shape
-        tensor = torch.empty((stop - start, *shape[1:]) if shape else (), dtype=self._stored.dtype)
+        tensor = torch.empty((stop - start, *shape[1:]) if shape else (), dtype=self._stored.dtype, device="cpu")
         row_bytes = self._stored.nbytes // shape[0] if shape and shape[0] else 0
         self._stored.file.read_into(self._stored.spec, start * row_bytes, byte_view(tensor))
         return tensor

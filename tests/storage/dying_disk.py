@@ -14,7 +14,7 @@ import pytest
 
 from torchsaver.storage import disk
 
-CALLS = ("open", "pwrite", "fsync", "replace", "unlink", "close", "mkdir")
+CALLS = ("open", "pwrite", "fsync", "link", "replace", "unlink", "close", "mkdir")
 MOST_CALLS = 200  # no operation tested here needs as many: a loop over faults that goes on is a bug
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -241,7 +242,7 @@ def test_torch_itself_swaps_the_momenta_of_reordered_parameters_without_a_word()
     ("other", "reason"),
     [
         (_momenta("ba"), "in that order"),
-        (_momenta("ab", shape=(3, 2)), "shape"),
+        (_momenta("ab", shape=(3, 2)), r"\[3, 2\]"),
         (_momenta("ab", dtype=torch.bfloat16), "bfloat16"),
         (_momenta("abc"), "3 parameters"),
     ],
@@ -255,3 +256,43 @@ def test_optimizer_of_other_parameters_refuses_a_state_and_keeps_its_own(
     with pytest.raises(ts.MismatchError, match=reason):
         ts.Saver({"o": other}).restore(prefix)
     assert described(other.state_dict()) == before
+
+
+TORCH_OPTIMIZERS = {
+    name: cls
+    for name, cls in vars(torch.optim).items()
+    if isinstance(cls, type)
+    and issubclass(cls, torch.optim.Optimizer)
+    and name not in ("Optimizer", "SparseAdam", "LBFGS", "Muon")
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", TORCH_OPTIMIZERS)
+def test_state_of_every_torch_optimizer_comes_back_with_its_dtypes(
+    name: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    def stepped(steps: int) -> torch.optim.Optimizer:
+        parameter = torch.nn.Parameter(torch.ones(3, 2, dtype=dtype))
+        optimizer = TORCH_OPTIMIZERS[name]([parameter])
+        for _ in range(steps):
+            parameter.grad = torch.full_like(parameter, 0.5)
+            optimizer.step()
+        return optimizer
+
+    saved, restored = stepped(3), stepped(1)
+    ts.Saver({"o": restored}).restore(ts.Saver({"o": saved}).save(tmp_path / "m"))
+    assert described(restored.state_dict()) == described(saved.state_dict())
+
+
+def test_optimizer_is_taken_back_to_the_very_state_it_had() -> None:
+    parameter = torch.nn.Parameter(torch.ones(2, dtype=torch.bfloat16))
+    optimizer = torch.optim.NAdam([parameter], lr=torch.tensor(0.1))
+    parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    rate, values = optimizer.param_groups[0]["lr"], dict(optimizer.state[parameter])
+    states = {"o": copy.deepcopy(optimizer.state_dict()), "p": "new"}
+    with pytest.raises(ObjectRefusedError), loaded({"o": optimizer, "p": Picky("old", ("old",))}, states):
+        pytest.fail("the block runs when all is loaded")
+    assert optimizer.param_groups[0]["lr"] is rate
+    assert all(optimizer.state[parameter][name] is value for name, value in values.items())

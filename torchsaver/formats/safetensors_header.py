@@ -20,6 +20,7 @@ from torchsaver.formats.json_text import is_unicode, parse_json
 LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 100_000_000  # as safetensors' own reader (tensor.rs, MAX_HEADER_SIZE)
 METADATA_KEY = "__metadata__"
+_FOREIGN = {b"PK\x03\x04": "a zip archive, as torch.save writes", b"model_ch": "a state file: pass its directory"}
 MAX_RANK = 64  # torch's own limit for most operations (TensorIterator)
 DATA_ALIGNMENT = 64  # a cache line: the format asks for 8 only
 
@@ -96,6 +97,9 @@ def parse_length(data: bytes, file_bytes: int, path: str) -> int:
     """
     if len(data) < LENGTH_BYTES:
         raise CorruptCheckpointError(path, len(data), f"{file_bytes} bytes are too few for a safetensors file")
+    for magic, what in _FOREIGN.items():
+        if data.startswith(magic):
+            raise CorruptCheckpointError(path, 0, f"it is {what}, no safetensors file")
     length = int.from_bytes(data[:LENGTH_BYTES], "little")
     if length > MAX_HEADER_BYTES:
         raise CorruptCheckpointError(

@@ -164,7 +164,7 @@ def row_major_targets(tensor: torch.Tensor) -> Iterator[memoryview]:
 
 def _staged_slabs(tensor: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yield each slab with a dense CPU tensor of its shape and dtype; all of these share one window of memory."""
-    window = torch.empty(min(tensor.nbytes, max(WINDOW_BYTES, tensor.element_size())), dtype=torch.uint8)
+    window = torch.empty(min(tensor.nbytes, max(WINDOW_BYTES, tensor.element_size())), dtype=torch.uint8, device="cpu")
     for slab in _slabs(tensor):
         yield slab, window[: slab.nbytes].view(slab.dtype).reshape(slab.shape)
 

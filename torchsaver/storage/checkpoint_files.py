@@ -33,12 +33,14 @@ def write_checkpoint(
     Raises:
         OSError: Nothing has changed, or (while the index is written) the old checkpoint still counts.
     """
-    old = _files_of(prefix)
+    old, left = _files_of(prefix), _leftover_shards(prefix)
     shards = _plan_shards(tensors, max_shard_bytes)
     new = _write_single(prefix, tensors, manifest) if len(shards) == 1 else _write_shards(prefix, shards, manifest)
     for path in old:
         if path not in new:
             _remove_superseded(path)
+    for path in left:
+        disk.remove_if_abandoned(path)
 
 
 def _remove_superseded(path: str) -> None:
@@ -62,19 +64,20 @@ def _write_single(prefix: str, tensors: Mapping[str, torch.Tensor], manifest: Ma
 def _write_shards(prefix: str, shards: list[dict[str, torch.Tensor]], manifest: Manifest) -> list[str]:
     names = paths.shard_files(prefix, len(shards))
     checksums, weight_map = {}, {}
+    stage = disk.Stage()
     try:
-        with disk.Stage() as stage:
+        with stage:
             for path, tensors in zip(names, shards, strict=True):
                 name = os.path.basename(path)
                 checksums[name] = write_safetensors(stage.create(path), tensors, manifest.for_shard(tensors))
                 weight_map.update(dict.fromkeys(tensors, name))
             total_bytes = sum(tensor.nbytes for tensors in shards for tensor in tensors.values())
             index = format_index(weight_map, total_bytes, replace(manifest, complex128=frozenset(), shards=checksums))
-            stage.publish()
-        disk.write_atomic(paths.index_file(prefix), index)  # the commit point
+            stage.publish(only_new=True)
+            disk.write_atomic(paths.index_file(prefix), index)  # the commit point
     except BaseException:
-        if not set(names) & set(_named_shards(prefix)):  # they are nothing, and none of these names was taken before
-            for path in names:
+        if not set(stage.published) & set(_named_shards(prefix)):  # without an index they are nothing
+            for path in stage.published:
                 disk.remove(path)
         raise
     return [paths.index_file(prefix), *names]
@@ -98,13 +101,20 @@ def _plan_shards(tensors: Mapping[str, torch.Tensor], max_shard_bytes: int | Non
 def _files_of(prefix: str) -> list[str]:
     """Return the files of the checkpoint `prefix`, what makes it count first: index, shards, the single file.
 
-    Shards are those its index names, and those of ours that a save or a removal cut short has left without one. Both
-    have names that we give: text in a file never decides what is removed.
+    Shards are those its index names that have names we give: text in a file never decides what is removed.
     """
     index, single = paths.index_file(prefix), paths.checkpoint_file(prefix)
+    indexes, singles = [[path] if os.path.isfile(path) else [] for path in (index, single)]
+    return [*indexes, *_named_shards(prefix), *singles]
+
+
+def _leftover_shards(prefix: str) -> list[str]:
+    """Return shards of ours that a save or a removal cut short has left without an index."""
+    directory = os.path.dirname(prefix)
+    names = sorted(name for name in os.listdir(directory or ".") if paths.is_shard_of(prefix, name))
+    possible = [os.path.join(directory, name) for name in names]
     named = _named_shards(prefix)
-    left = [path for path in _possible_shards(prefix) if path not in named and _is_ours(path)]
-    return [*([index] if os.path.isfile(index) else []), *named, *left, *([single] if os.path.isfile(single) else [])]
+    return [path for path in possible if path not in named and _is_ours(path)]
 
 
 def _named_shards(prefix: str) -> list[str]:
@@ -116,12 +126,6 @@ def _named_shards(prefix: str) -> list[str]:
         return []  # there is none, or it names nothing that can be trusted
     names = sorted(name for name in set(weight_map.values()) if paths.is_shard_of(prefix, name))
     return [os.path.join(os.path.dirname(prefix), name) for name in names]
-
-
-def _possible_shards(prefix: str) -> list[str]:
-    directory = os.path.dirname(prefix)
-    names = sorted(name for name in os.listdir(directory or ".") if paths.is_shard_of(prefix, name))
-    return [os.path.join(directory, name) for name in names]
 
 
 def _is_ours(path: str) -> bool:
@@ -143,8 +147,11 @@ def remove_checkpoint(checkpoint_prefix: str | os.PathLike[str]) -> None:
     """
     prefix = paths.path_text(checkpoint_prefix, "checkpoint_prefix")
     if os.path.isdir(os.path.dirname(prefix) or "."):
+        left = _leftover_shards(prefix)
         for path in _files_of(prefix):
             disk.remove(path)
+        for path in left:
+            disk.remove_if_abandoned(path)
 
 
 def checkpoint_exists(checkpoint_prefix: str | os.PathLike[str]) -> bool:

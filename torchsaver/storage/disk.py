@@ -24,6 +24,7 @@ except ImportError:  # Windows: no lock, so no sweep either
 logger = logging.getLogger("torchsaver")
 
 _BUFFER_BYTES = 1 << 20  # gathers small tensors into one call; larger pieces pass it by
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)  # a file system without hard links
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -70,6 +71,20 @@ class NewFile:
             os.replace(self._temporary, self.path)
         self._temporary = ""
 
+    def rename_to_new(self) -> None:
+        """Give the file its own name, which nothing else has.
+
+        Raises:
+            FileExistsError: Something has it: another process saves under the same prefix.
+        """
+        with _naming(self.path):
+            try:
+                os.link(self._temporary, self.path)  # unlike a rename it takes no other file's place; close() ends it
+            except OSError as error:
+                if error.errno not in _NO_LINKS or os.path.lexists(self.path):
+                    raise
+                self.rename()
+
     def close(self) -> None:
         """Close the file, and remove it if it has not got its name; a failure is logged, the sweep will see to it."""
         try:
@@ -96,10 +111,12 @@ class NewFile:
 class Stage:
     """New files that get their names together, in the order made, once all of them are on the device.
 
-    Used as a context; leaving it without `publish` removes what was written.
+    Used as a context; leaving it without `publish` removes what was written. Until it is left, its files are locked, also
+    under their own names: `remove_if_abandoned` leaves them alone.
     """
 
     def __init__(self) -> None:
+        self.published: list[str] = []
         self._files: list[NewFile] = []
 
     def create(self, path: str) -> NewFile:
@@ -109,12 +126,19 @@ class Stage:
         self._files.append(NewFile(path))
         return self._files[-1]
 
-    def publish(self) -> None:
-        """Sync the files, rename them, and sync their directories; then they are there for good."""
+    def publish(self, *, only_new: bool = False) -> None:
+        """Sync the files, rename them, and sync their directories; then they are there for good.
+
+        With `only_new`, a name that is taken is a FileExistsError, and the files renamed so far are in `published`.
+        """
         if self._files:
             self._files[-1].sync()
         for file in self._files:
-            file.rename()
+            if only_new:
+                file.rename_to_new()
+            else:
+                file.rename()
+            self.published.append(file.path)
         for directory in {os.path.dirname(file.path) for file in self._files}:
             sync_directory(directory)
 
@@ -214,12 +238,15 @@ def sweep(directory: str) -> None:
         if paths.is_temporary(name):
             path = os.path.join(directory, name)
             try:
-                _remove_if_abandoned(path)
+                remove_if_abandoned(path)
             except OSError as error:  # it is in nobody's way; the next save tries again
                 logger.warning("could not remove the leftover %s: %s", path, error)
 
 
-def _remove_if_abandoned(path: str) -> None:
+def remove_if_abandoned(path: str) -> None:
+    """Remove a file unless a Stage of a live writer, in this process or another, still holds it."""
+    if fcntl is None:
+        return
     try:
         fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:  # its writer has just finished

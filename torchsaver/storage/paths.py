@@ -3,7 +3,7 @@
     PREFIX                                     what save() returns: DIR/model.ckpt-1000
     PREFIX.safetensors                         the checkpoint in one file
     PREFIX.safetensors.index.json              the index of a sharded one; where both are there, the index counts
-    PREFIX-00001-of-00003.safetensors          a shard; PREFIX-s<8 hex>-00001-of-00003.safetensors if that is taken
+    PREFIX-00001-of-00003.safetensors          a shard; PREFIX-s<16 hex>-00001-of-00003.safetensors if that is taken
     DIR/checkpoint                             the state file
     DIR/.torchsaver-<16 hex>.tmp               being written, or left by a writer that died
 
@@ -61,14 +61,14 @@ def shard_files(prefix: str, count: int) -> list[str]:
         names = [shard_file(prefix, number, count, mark) for number in range(1, count + 1)]
         if not any(os.path.lexists(name) for name in names):
             return names
-        mark = f"s{secrets.token_hex(4)}"  # a letter: a padded step is eight digits too
+        mark = f"s{secrets.token_hex(8)}"  # no step looks like this
 
 
 def why_not_a_prefix(name: str) -> str | None:
     """Return why a checkpoint cannot have this base name: it would look like another file of ours."""
     if name.endswith((FILE_ENDING, INDEX_ENDING)):
         return f"it ends like a file; leave {FILE_ENDING} off, save() adds it"
-    if re.fullmatch(r".*-[0-9]{5,}-of-[0-9]{5,}", name, re.DOTALL):
+    if re.fullmatch(r".*(-[0-9]{5,}-of-[0-9]{5,}|-s[0-9a-f]{16})", name, re.DOTALL):
         return "it looks like a shard of another checkpoint; choose another"
     return None
 
@@ -77,7 +77,7 @@ def is_shard_of(prefix: str, name: str) -> bool:
     """Return whether `name` is a file name that `shard_files` gives for this prefix."""
     stem = re.escape(os.path.basename(prefix))
     return (
-        re.fullmatch(rf"{stem}(-s[0-9a-f]{{8}})?-[0-9]{{5,}}-of-[0-9]{{5,}}{re.escape(FILE_ENDING)}", name) is not None
+        re.fullmatch(rf"{stem}(-s[0-9a-f]{{16}})?-[0-9]{{5,}}-of-[0-9]{{5,}}{re.escape(FILE_ENDING)}", name) is not None
     )
 
 

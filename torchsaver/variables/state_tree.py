@@ -3,7 +3,8 @@
 In JSON, null, true, false, numbers, texts and lists stand for themselves. An object has exactly one member, which says
 what it is: {"dict": {..}}, {"items": [{"tuple": [key, value]}, ..]} for keys that are not texts in sorted order, {"ordered": [..]},
 {"counter": [..]}, {"tuple": [..]}, {"set": [..]}, {"tensor": KEY}, {"float": "nan"}, {"int": "0x.."}, {"bytes": BASE64},
-{"complex": [re, im]}, {"size": [..]}, {"dtype": ".."}, {"device": ".."}.
+{"complex": [re, im]}, {"size": [..]}, {"dtype": ".."}, {"device": ".."},
+{"numpy": [dtype, BASE64]} for a numpy scalar.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
 from torchsaver.errors import VarListError, VarListTypeError
@@ -63,7 +65,7 @@ def tensor_keys(tree: Any) -> list[str]:
 
     def note(key: str) -> torch.Tensor:
         keys.append(key)
-        return torch.empty(0)
+        return torch.empty(0, device="cpu")
 
     unflatten(tree, note)
     return keys
@@ -111,6 +113,7 @@ _SCALARS: dict[str, Callable[[Any], Any]] = {
     "size": torch.Size,
     "dtype": _dtype,
     "device": torch.device,
+    "numpy": lambda parts: np.frombuffer(base64.b64decode(parts[1], validate=True), np.dtype(parts[0]))[0],
 }
 
 
@@ -123,6 +126,8 @@ def _encode(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
     kind = type(value)
     if kind is str and not is_unicode(value):
         raise VarListError([f"{path!r} is a text with a lone surrogate, which UTF-8 cannot hold"])
+    if isinstance(value, np.generic) and kind.__module__ == "numpy":
+        return {"numpy": [value.dtype.str, base64.b64encode(value.tobytes()).decode("ascii")]}
     if kind in _ENCODERS:
         return _ENCODERS[kind](value)
     if kind in (list, tuple, set):

@@ -166,6 +166,8 @@ def _resolve_module(
     live = {id(tensor) for _, tensor in _named_tensors(module)}
     for name, value in module.state_dict(keep_vars=True).items():
         key = join_key(prefix, name)
+        if slots.tensors.get(key) is value:  # given by itself too, under the very name it has in the module
+            continue
         if not _is_good_key(key, value, problems) or not _is_free(key, slots, problems):
             continue
         if name.rpartition(".")[2] == "_extra_state":

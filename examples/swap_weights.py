@@ -1,4 +1,4 @@
-"""Train on one set of weights and evaluate the average of them: a dict restores the averages into the raw parameters."""
+"""Train on raw weights, evaluate their average: a dict restores the averages into the raw parameters."""
 
 import os
 import tempfile

@@ -1,4 +1,4 @@
-"""The examples of TensorFlow's guide to Saver, in PyTorch: a list, a dict, a look into the file, values swapped from it."""
+"""The examples of TensorFlow's guide to Saver: a list, a dict, a look into the file, values swapped from it."""
 
 import os
 import tempfile

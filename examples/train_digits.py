@@ -1,4 +1,4 @@
-"""A convnet learns real handwritten digits, is killed for real half-way, and ends bit-identical to an undisturbed run."""
+"""A convnet learns handwritten digits, is really killed half-way, and ends bit-identical to an undisturbed run."""
 
 import multiprocessing
 import os

@@ -1,4 +1,4 @@
-"""TensorFlow's tf.train.Saver, reborn for PyTorch: crash-safe safetensors checkpoints, and a state file to find them."""
+"""TensorFlow's tf.train.Saver for PyTorch: crash-safe safetensors checkpoints, and a state file to find them."""
 
 from torchsaver.errors import (
     CheckpointKeyError,

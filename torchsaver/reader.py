@@ -176,7 +176,7 @@ class CheckpointReader:
         return self.stored(key).read()
 
     def get_slice(self, key: str) -> TensorSlice:
-        """Return a view of the tensor `key` that reads only the rows an index asks for: `reader.get_slice("w")[2:4]`."""
+        """Return a view of the tensor `key` that reads only the rows asked for: `reader.get_slice("w")[2:4]`."""
         return TensorSlice(self.stored(key))
 
     def get_variable_to_shape_map(self) -> dict[str, list[int]]:

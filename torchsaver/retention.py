@@ -1,7 +1,7 @@
 """Which checkpoints stay: pure decisions, TF's algorithm; what they mean for the disk is done elsewhere.
 
-A window holds the checkpoints in order of saving. When it is over-full the oldest leaves it, and is then deleted, unless
-it was saved after the next mark of a grid of N hours: then it stays for ever, and the mark moves on by N hours.
+A window holds the checkpoints in order of saving. When it is over-full the oldest leaves it, and is then deleted,
+unless it was saved after the next mark of a grid of N hours: then it stays for ever, and the mark moves on by N hours.
 Source: Saver._RecordLastCheckpoint and _MaybeDeleteOldCheckpoints in TensorFlow's training/saver.py.
 """
 
@@ -25,7 +25,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Window:
-    """What a saver remembers: `last`, oldest first, `doomed`, which have left it, and the next mark of the hours grid."""
+    """What a saver remembers: `last`, oldest first; `doomed`, which have left it; the next mark of the hours grid."""
 
     last: tuple[Record, ...] = ()
     doomed: tuple[Record, ...] = ()

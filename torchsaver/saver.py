@@ -38,10 +38,11 @@ class Saver:
 
     A module's values are looked up at each save and restore, so a moved or converted module is saved as it is then, and
     so are tensors that are found in `names_from` or a tracked module. Any other tensor is itself, also when a module it
-    came from has another one by now: give the module. A Saver is used by one thread at a time; it keeps what it was given alive, and opens no file between calls.
+    came from has another one by now: give the module. A Saver is used by one thread at a time; it keeps what it was
+    given alive, and opens no file between calls.
 
-    Unlike TF, there is no session and no graph; generators, plain tensors, modules and objects may be saved; restoring is
-    all or nothing; paths in the state file are relative; a checkpoint is one checkpoint however its path is spelled.
+    Unlike TF, there is no session and no graph; generators, plain tensors, modules and objects may be saved; restoring
+    is all or nothing; paths in the state file are relative; a checkpoint is one however its path is spelled.
 
     Args:
         var_list: What to save, as above.
@@ -58,7 +59,7 @@ class Saver:
         max_shard_bytes: Write larger checkpoints as several files with an index, in the Hugging Face layout.
 
     Raises:
-        VarListError: Values or keys that cannot be saved, all of them at once; VarListTypeError if a type is among them.
+        VarListError: Values or keys that cannot be saved, all at once; VarListTypeError if a type is among them.
         TypeError, ValueError: Another argument has the wrong type or value.
     """
 
@@ -147,8 +148,8 @@ class Saver:
             save_path: Prefix of the checkpoint, str, bytes or os.PathLike. Unlike TF, all missing directories are made.
             global_step: Added to the prefix, "run/model.ckpt-1000", and stored. An integer of Python or numpy, or a
                 0-d tensor; as in TF, a float tensor is cut to an integer.
-            latest_filename: Name of the state file, "checkpoint" by default. As in TF, one saver keeps one window over all
-                its state files: what leaves it is removed, whichever of them names it.
+            latest_filename: Name of the state file, "checkpoint" by default. As in TF, one saver keeps one window over
+                all its state files: what leaves it is removed, whichever of them names it.
             write_state: False writes the checkpoint only: it is not listed, not counted and never removed.
             metadata: Any JSON value, stored with the checkpoint.
 
@@ -216,8 +217,8 @@ class Saver:
         """Restore the variables from a checkpoint, in place: all of them, or, with an error, none.
 
         Everything is checked first: keys, shapes, dtypes, and the checksums of what is to be restored. Then values go
-        straight from the file into the tensors, on their own devices and strides; nothing is cast or broadcast. Unlike TF,
-        a mismatch leaves every variable as it was.
+        straight from the file into the tensors, on their own devices and strides; nothing is cast or broadcast.
+        Unlike TF, a mismatch leaves every variable as it was.
 
         Args:
             save_path: What `save` or `latest_checkpoint` returned, or a third party's .safetensors or index file.
@@ -268,7 +269,7 @@ class Saver:
         return self._rotation.prefixes
 
     def set_last_checkpoints(self, last_checkpoints: list[str]) -> None:
-        """Replace the list, oldest first. As in TF, these are never removed when they leave it, and nothing is checked."""
+        """Replace the list, oldest first. As in TF, these are never removed when they leave it; nothing is checked."""
         if not isinstance(last_checkpoints, list):
             raise TypeError(f"last_checkpoints is a list of prefixes, not {type(last_checkpoints).__name__}")
         self.set_last_checkpoints_with_time([(prefix, math.inf) for prefix in last_checkpoints])

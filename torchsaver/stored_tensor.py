@@ -77,7 +77,7 @@ class TensorSlice:
         return self._stored.dtype
 
     def __getitem__(self, index: Any) -> torch.Tensor:
-        """Return what the whole tensor would give for `index`, having read only the rows that the first part asks for."""
+        """Return what the whole tensor would give for `index`, having read only the rows its first part asks for."""
         first, *rest = index if isinstance(index, tuple) and index else (index,)
         shape = self._stored.shape
         if not shape or isinstance(first, bool) or not isinstance(first, (int, slice)):

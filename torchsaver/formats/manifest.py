@@ -1,7 +1,8 @@
 """What torchsaver adds to a safetensors file: one metadata string, `torchsaver`, of canonical JSON.
 
     {"format_version": 1, "header_crc32c": "........", "crc32c": {KEY: "........"}, "time": .., "versions": {..},
-     "global_step": ..?, "aliases": {ALIAS: KEY}?, "complex128": [KEY]?, "objects": {..}?, "metadata": ..?, "shards": {..}?}
+     "global_step": ..?, "aliases": {ALIAS: KEY}?, "complex128": [KEY]?, "objects": {..}?, "metadata": ..?,
+     "shards": {NAME: "........"}?}
 
 `crc32c` covers each tensor's bytes. `header_crc32c` covers everything else that has a meaning: this manifest without
 that field, and every key with its dtype and shape; it does not cover the layout, so that a faithful rewrite by another

@@ -89,8 +89,8 @@ def _write_tensor(out: Sink, tensor: torch.Tensor) -> int:
 class SafetensorsFile:
     """An open safetensors file of ours or anyone's: its header is checked, its data is read by position.
 
-    Owns a file descriptor until `close`, or its own end, and keeps no mapping, so that the file can be replaced or removed meanwhile.
-    One thread at a time may change it; reads share nothing but the descriptor.
+    Owns a file descriptor until `close`, or its own end, and keeps no mapping, so that the file can be replaced or
+    removed meanwhile. One thread at a time may change it; reads share nothing but the descriptor.
 
     Raises:
         CorruptCheckpointError: Not a file, not of the format, or its header checksum differs.

@@ -60,7 +60,7 @@ class NewFile:
         self._write_at(0, data)
 
     def sync(self) -> None:
-        """Hand the bytes to the device and wait for it. After an error the file is lost: fsync must not be tried again."""
+        """Hand the bytes to the device and wait for it. After an error the file is lost: no second fsync would tell."""
         self._flush()
         with _naming(self.path):
             os.fsync(self._fd)
@@ -111,8 +111,8 @@ class NewFile:
 class Stage:
     """New files that get their names together, in the order made, once all of them are on the device.
 
-    Used as a context; leaving it without `publish` removes what was written. Until it is left, its files are locked, also
-    under their own names: `remove_if_abandoned` leaves them alone.
+    Used as a context; leaving it without `publish` removes what was written. Until it is left, its files are locked,
+    also under their own names: `remove_if_abandoned` leaves them alone.
     """
 
     def __init__(self) -> None:
@@ -156,7 +156,7 @@ def write_atomic(path: str, data: bytes) -> None:
     """Replace `path` by a file of these bytes: whole, durable, or not at all.
 
     Raises:
-        OSError: Naming `path`; the old file is as it was, or, if only its directory could not be synced, replaced whole.
+        OSError: Naming `path`; the old file is as it was or, if only its directory was not synced, replaced whole.
     """
     with Stage() as stage:
         stage.create(path).write(data)
@@ -292,6 +292,6 @@ def _naming(path: str) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in _NO_SPACE:
-            message = f"{os.strerror(error.errno)}: the file was not written and nothing was removed; free space and save again"
-            raise OSError(error.errno, message, path) from error
+            remedy = "the file was not written and nothing was removed; free space and save again"
+            raise OSError(error.errno, f"{os.strerror(error.errno)}: {remedy}", path) from error
         raise OSError(error.errno, error.strerror or str(error), path) from error

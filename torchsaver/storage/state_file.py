@@ -78,8 +78,8 @@ def get_checkpoint_state(
 ) -> CheckpointState | None:
     """Return what the state file of a directory says, its relative paths joined to `checkpoint_dir`.
 
-    As in TF, a file that does not parse counts as none, with a warning, and nothing is checked on the disk. Unlike TF, a
-    file that cannot be read is an error: taking it for "no checkpoint" would start a training run from nothing.
+    As in TF, a file that does not parse counts as none, with a warning, and nothing is checked on the disk. Unlike TF,
+    a file that cannot be read is an error: taking it for "no checkpoint" would start a training run from nothing.
 
     Args:
         checkpoint_dir: The directory.

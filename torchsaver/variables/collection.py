@@ -81,7 +81,7 @@ def Variable(  # noqa: N802 - TF's name
         dtype: Its dtype; torch's own choice for `initial_value` by default.
 
     Returns:
-        A parameter on torch's default device (or on `initial_value`'s) that `Saver()` and `Saver([v1, v2])` know by its name.
+        A parameter on torch's default device (or on `initial_value`'s); `Saver()` and `Saver([v1, v2])` know its name.
     """
     if not isinstance(name, str):
         raise TypeError(f"name is a str, not {type(name).__name__}")

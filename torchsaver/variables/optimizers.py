@@ -1,4 +1,4 @@
-"""What torch.optim.Optimizer.load_state_dict leaves to the caller: whose state it is, exact dtypes, and the way back."""
+"""What torch.optim.Optimizer.load_state_dict leaves to the caller: whose state it is, exact dtypes, the way back."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from torchsaver.formats.tensor_bytes import dtype_text
 
-# State of torch.optim's optimizers that has its parameter's shape and dtype; other state (row_var, step, eta) has its own.
+# State of torch.optim's optimizers with its parameter's shape and dtype; other state (row_var, step, eta) has its own.
 _LIKE_PARAMETER = {
     *("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "momentum_buffer", "square_avg", "grad_avg"),
     *("acc_delta", "sum", "prev", "step_size", "ax"),

@@ -1,9 +1,9 @@
 """state_dict() trees <-> tensors under readable keys + JSON, with exact types and no pickle.
 
 In JSON, null, true, false, numbers, texts and lists stand for themselves. An object has exactly one member, which says
-what it is: {"dict": {..}}, {"items": [{"tuple": [key, value]}, ..]} for keys that are not texts in sorted order, {"ordered": [..]},
-{"counter": [..]}, {"tuple": [..]}, {"set": [..]}, {"tensor": KEY}, {"float": "nan"}, {"int": "0x.."}, {"bytes": BASE64},
-{"complex": [re, im]}, {"size": [..]}, {"dtype": ".."}, {"device": ".."},
+what it is: {"dict": {..}}, {"items": [{"tuple": [key, value]}, ..]} for keys that are not texts in sorted order,
+{"ordered": [..]}, {"counter": [..]}, {"tuple": [..]}, {"set": [..]}, {"tensor": KEY}, {"float": "nan"},
+{"int": "0x.."}, {"bytes": BASE64}, {"complex": [re, im]}, {"size": [..]}, {"dtype": ".."}, {"device": ".."}, and
 {"numpy": [dtype, BASE64]} for a numpy scalar.
 """
 

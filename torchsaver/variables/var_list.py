@@ -1,7 +1,7 @@
 """`var_list` in all its forms -> entries -> the live tensors and objects under their keys; every problem at once.
 
 An entry is read once, when the Saver is built, and resolved at each save and restore: a place inside a module is looked
-up anew, so that `module.to()`, `load_state_dict(assign=True)` or a layer added later never leave a saver with stale tensors.
+up anew, so that `module.to()`, `load_state_dict(assign=True)` or a layer added later leave no saver with stale tensors.
 """
 
 from __future__ import annotations
@@ -219,7 +219,7 @@ def _named_tensors(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]
 
 
 def _named_elements(var_list: Any, places: _Places, problems: _Problems) -> Iterator[tuple[Any, Any]]:
-    """Yield (key, value) for the elements of an iterable: named variables, (name, value) pairs, nested lists of them."""
+    """Yield (key, value) for the elements of an iterable: named variables, (name, value) pairs, lists of them."""
     if isinstance(var_list, (str, bytes, torch.Tensor, Stateful)) or not isinstance(var_list, Iterable):
         kind = type(var_list).__name__
         problems.add(f"it is a {kind}; give a dict, a list, a Module, or nothing: {_DICT_FORM}", wrong_type=True)

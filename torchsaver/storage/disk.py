@@ -80,6 +80,9 @@ class NewFile:
         with _naming(self.path):
             try:
                 os.link(self._temporary, self.path)  # unlike a rename it takes no other file's place; close() ends it
+            except FileExistsError as error:
+                message = "another process is saving the same checkpoint; let one process save, or each its own prefix"
+                raise FileExistsError(errno.EEXIST, message, self.path) from error
             except OSError as error:
                 if error.errno not in _NO_LINKS or os.path.lexists(self.path):
                     raise

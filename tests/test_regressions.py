@@ -1,5 +1,6 @@
 """Faults that were there once, each named for its symptom."""
 
+import fcntl
 import gc
 import json
 import os
@@ -423,3 +424,20 @@ def test_file_of_another_kind_is_called_what_it_is(content: bytes, what: str, tm
     (tmp_path / "file").write_bytes(content)
     with pytest.raises(ts.CorruptCheckpointError, match=what):
         ts.load_checkpoint(tmp_path / "file")
+
+
+def test_temporary_file_swept_between_its_creation_and_its_lock_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flock, calls = fcntl.flock, iter(range(10))
+
+    def swept_before(fd: int, operation: int) -> None:
+        if next(calls) == 0:  # another process's sweep has just taken the file for a dead writer's
+            os.unlink(os.readlink(f"/proc/self/fd/{fd}"))
+        flock(fd, operation)
+
+    monkeypatch.setattr(fcntl, "flock", swept_before)
+    prefix = save(tmp_path / "m", x=torch.ones(1))
+    assert next(calls) > 2
+    assert ts.load_variable(prefix, "x").item() == 1
+    assert sorted(os.listdir(tmp_path)) == ["checkpoint", "m.safetensors"]

@@ -10,7 +10,7 @@ import torch
 
 from torchsaver.errors import CorruptCheckpointError, MismatchError
 from torchsaver.formats.checksum import crc32c
-from torchsaver.formats.tensor_bytes import row_major_bytes
+from torchsaver.formats.tensor_bytes import row_major_bytes, span
 from torchsaver.reader import CheckpointReader
 from torchsaver.stored_tensor import StoredTensor
 from torchsaver.variables import objects
@@ -132,17 +132,14 @@ def _overlapping(fillings: list[Filling]) -> list[list[Filling]]:
 
 def _reach(tensor: torch.Tensor) -> tuple[int, int]:
     """Return the bytes of memory, as addresses [start, end), that a tensor reaches over."""
-    last = sum(stride * (size - 1) for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
-    return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
+    return tensor.data_ptr(), tensor.data_ptr() + span(tensor) * tensor.element_size()
 
 
 def _same_view(tensor: torch.Tensor, scratch: torch.Tensor, start: int) -> torch.Tensor:
     """Return the view of `scratch`, which stands for the memory from `start` on, that `tensor` is of its own."""
     offset = tensor.data_ptr() - start
-    memory = scratch[offset : offset + (len(scratch) - offset) // tensor.element_size() * tensor.element_size()]
-    view = memory.view(tensor.dtype).as_strided(
-        tensor.shape, tensor.stride(), memory.view(tensor.dtype).storage_offset()
-    )
+    memory = scratch[offset : offset + span(tensor) * tensor.element_size()].view(tensor.dtype)
+    view = memory.as_strided(tensor.shape, tensor.stride())
     view = view.conj() if tensor.is_conj() else view
     return view._neg_view() if tensor.is_neg() else view
 

@@ -18,9 +18,8 @@ from torchsaver.reader import CheckpointReader
 from torchsaver.rotation import Rotation
 from torchsaver.storage import disk, paths
 from torchsaver.storage.checkpoint_files import get_checkpoint_mtimes, write_checkpoint
-from torchsaver.variables.objects import gather
+from torchsaver.variables.objects import gather, require_storable_objects
 from torchsaver.variables.restore_plan import RestoreReport, plan_restore
-from torchsaver.variables.state_tree import flatten
 from torchsaver.variables.var_list import Entry, Slots, read_var_list, resolve
 
 
@@ -104,8 +103,7 @@ class Saver:
             return
         entries = read_var_list(self._var_list, self._names_from)
         slots = resolve(entries)
-        for key, value in slots.objects.items():
-            flatten(key, value.state_dict())  # what cannot be stored shows now, not at the first save
+        require_storable_objects(slots)  # what cannot be stored shows now, not at the first save
         if not self._allow_empty:
             _require_something(slots)
         self._entries = entries

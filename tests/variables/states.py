@@ -9,7 +9,17 @@ from typing import Any
 import torch
 
 from torchsaver.formats.json_text import canonical_json
-from torchsaver.variables.state_tree import flatten, tensor_keys, unflatten
+from torchsaver.variables import state_tree
+from torchsaver.variables.state_tree import tensor_keys, unflatten
+from torchsaver.variables.var_list import Problems
+
+
+def flatten(key: str, state: Any) -> tuple[Any, dict[str, torch.Tensor]]:
+    """Return what state_tree.flatten gives, or raise what it noted."""
+    problems = Problems()
+    flat = state_tree.flatten(key, state, problems)
+    problems.raise_if_any()
+    return flat
 
 
 def round_trip(state: Any) -> Any:

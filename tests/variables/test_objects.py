@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.optim import lr_scheduler
@@ -296,3 +297,10 @@ def test_optimizer_is_taken_back_to_the_very_state_it_had() -> None:
         pytest.fail("the block runs when all is loaded")
     assert optimizer.param_groups[0]["lr"] is rate
     assert all(optimizer.state[parameter][name] is value for name, value in values.items())
+
+
+def test_every_problem_of_every_object_is_told_at_once() -> None:
+    held = {"one": Holder({"a": object(), "b": [np.str_("x"), np.zeros(2)]}), "two": Holder({"c": "\ud800"})}
+    with pytest.raises(ts.VarListTypeError) as raised:
+        ts.Saver(held)
+    assert [line.split()[0] for line in raised.value.problems] == ["'one.a'", "'one.b.0'", "'one.b.1'", "'two.c'"]

@@ -13,10 +13,10 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from variables.states import described, round_trip
+from variables.states import described, flatten, round_trip
 
 from torchsaver.errors import VarListError, VarListTypeError
-from torchsaver.variables.state_tree import flatten, tensor_keys, unflatten
+from torchsaver.variables.state_tree import tensor_keys, unflatten
 
 DTYPES = [dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)]
 HASHABLE = st.recursive(

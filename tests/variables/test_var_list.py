@@ -202,7 +202,7 @@ NOT_GIVEN: list[tuple[Any, type[Exception], str]] = [
 @pytest.mark.parametrize(("given", "error", "text"), NOT_GIVEN, ids=[text for _, _, text in NOT_GIVEN])
 def test_var_list_that_cannot_be_saved_says_what_and_what_to_do(given: Any, error: type, text: str) -> None:
     with pytest.raises(error, match=text) as raised:
-        read_var_list(given)
+        _slots(given)
     assert type(raised.value) is error
     assert len(raised.value.problems) == 1
 
@@ -217,7 +217,7 @@ def test_saver_of_nothing_is_a_value_error_unless_allowed(given: Any) -> None:
 @pytest.mark.parametrize("form", [lambda v: [v, v], lambda v: [[v], (v,)], lambda v: {"v": v, "w": v}])
 def test_var_list_with_one_tensor_twice_names_both_keys(form: Callable[..., Any]) -> None:
     with pytest.raises(ts.VarListError, match=r"'[vw]' and 'v' are the same tensor"):
-        read_var_list(form(ts.Variable(1.0, name="v")))
+        _slots(form(ts.Variable(1.0, name="v")))
 
 
 def test_var_list_with_two_variables_of_one_name_is_a_value_error() -> None:
@@ -225,33 +225,33 @@ def test_var_list_with_two_variables_of_one_name_is_a_value_error() -> None:
     with ts.Collection():
         other = ts.Variable(1.0, name="v")
     with pytest.raises(ts.VarListError, match="'v' is the key of two values"):
-        read_var_list([one, other])
+        _slots([one, other])
 
 
 def test_var_list_with_many_problems_tells_all_of_them_at_once() -> None:
     bad: dict[Any, Any] = {"": torch.zeros(1), "none": None, "__metadata__": torch.zeros(1), "\ud800": torch.zeros(1)}
     with pytest.raises(ts.VarListError, match="4 problems") as raised:
-        read_var_list(bad)
+        _slots(bad)
     assert type(raised.value) is ts.VarListError
     bad |= {3: torch.zeros(1), "number": 1.0, "dict": {}}
     with pytest.raises(ts.VarListTypeError, match="7 problems") as raised:
-        read_var_list(bad)
+        _slots(bad)
     assert len(raised.value.problems) == 7
     with pytest.raises(ts.VarListTypeError) as raised:
-        read_var_list([None, torch.zeros(1), [("", torch.zeros(1))], ("x", 3)])
+        _slots([None, torch.zeros(1), [("", torch.zeros(1))], ("x", 3)])
     assert len(raised.value.problems) == 4
 
 
 def test_resolve_with_doubled_keys_and_tensors_tells_all_of_them_at_once() -> None:
     v = torch.zeros(1)
     with pytest.raises(ts.VarListError) as raised:
-        read_var_list([("a", v), ("b", v), ("c", torch.ones(1)), ("c", torch.ones(1))])
+        _slots([("a", v), ("b", v), ("c", torch.ones(1)), ("c", torch.ones(1))])
     assert len(raised.value.problems) == 2
 
 
 def test_names_from_that_is_no_module_is_a_type_error() -> None:
     with pytest.raises(TypeError, match="names_from"):
-        read_var_list([], {"w": torch.zeros(1)})  # type: ignore[arg-type]
+        _slots([], {"w": torch.zeros(1)})  # type: ignore[arg-type]
 
 
 def test_module_with_tied_weights_stores_the_first_name_and_has_the_other_as_an_alias() -> None:
@@ -303,7 +303,7 @@ def test_module_whose_state_dict_gives_copies_is_refused_with_every_such_key() -
     net = Net()
     net._register_state_dict_hook(lambda module, state, *_: {key: value.clone() for key, value in state.items()})
     with pytest.raises(ts.VarListError, match="gives a copy") as raised:
-        read_var_list({"model": net})
+        _slots({"model": net})
     assert [problem.split(":")[0] for problem in raised.value.problems] == [
         repr(f"model.{key}") for key in net.state_dict()
     ]

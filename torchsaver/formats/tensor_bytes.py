@@ -63,7 +63,7 @@ def why_not_storable(tensor: torch.Tensor) -> str | None:
     if tensor.is_nested or tensor.layout != torch.strided:
         layout = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
         return f"has the layout {layout}, and only dense tensors can be stored; use to_dense() or store its parts"
-    if tensor.untyped_storage().nbytes() < (tensor.storage_offset() + _span(tensor)) * tensor.element_size():
+    if tensor.untyped_storage().nbytes() < (tensor.storage_offset() + span(tensor)) * tensor.element_size():
         return "has no memory any more (its storage was freed, as sharded training does); gather it first"
     return _why_not_described(tensor)
 
@@ -91,18 +91,18 @@ def why_not_writable(tensor: torch.Tensor) -> str | None:
 
 
 def _overlaps_itself(tensor: torch.Tensor) -> bool:
-    span = 1  # elements that the dimensions seen so far reach over
+    reached = 1  # elements that the dimensions seen so far reach over
     for stride, size in sorted(
         (stride, size) for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1
     ):
-        if stride < span:
+        if stride < reached:
             return tensor.numel() > 0
-        span += stride * (size - 1)
+        reached += stride * (size - 1)
     return False
 
 
-def _span(tensor: torch.Tensor) -> int:
-    """Return how many elements of its storage a tensor reaches over."""
+def span(tensor: torch.Tensor) -> int:
+    """Return how many elements of its storage a tensor reaches over, from its first to its last."""
     if tensor.numel() == 0:
         return 0
     return 1 + sum(stride * (size - 1) for stride, size in zip(tensor.stride(), tensor.shape, strict=True))

@@ -31,7 +31,8 @@ def write_checkpoint(
         max_shard_bytes: Above this size the tensors go into several files with an index; None: always one file.
 
     Raises:
-        OSError: Nothing has changed, or (while the index is written) the old checkpoint still counts.
+        OSError: The old checkpoint counts as before; or, if only a directory could not be synced, the new one does.
+        FileExistsError: Another process has published shards of the same prefix meanwhile.
     """
     old, left = _files_of(prefix), _leftover_shards(prefix)
     shards = _plan_shards(tensors, max_shard_bytes)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextvars
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
@@ -140,5 +140,4 @@ def _remember_name(tensor: torch.Tensor, name: str) -> None:
         if key in _names and _names[key][0] is dead:
             del _names[key]
 
-    callback: Callable[[weakref.ref[torch.Tensor]], None] = forget
-    _names[key] = (weakref.ref(tensor, callback), name)
+    _names[key] = (weakref.ref(tensor, forget), name)

@@ -9,11 +9,10 @@ from typing import Any
 
 import torch
 
-from torchsaver.errors import VarListError
 from torchsaver.formats.tensor_bytes import why_not_storable
 from torchsaver.variables import optimizers
 from torchsaver.variables.state_tree import flatten
-from torchsaver.variables.var_list import Slots, Stateful
+from torchsaver.variables.var_list import Problems, Slots, Stateful
 
 
 class ObjectRefusedError(Exception):
@@ -29,19 +28,37 @@ def gather(slots: Slots) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Return every tensor to write, those inside objects included, and the objects' trees.
 
     Raises:
-        VarListError: Tensors that cannot be stored, or keys that stand twice: all of them.
+        VarListError: Tensors that cannot be stored, values of objects that have no place in JSON, or keys that stand
+            twice: all of them.
     """
-    tensors, trees, problems = dict(slots.tensors), {}, []
-    for key, value in slots.objects.items():
-        trees[key], inside = flatten(key, value.state_dict())
-        taken = [name for name in inside if name in tensors or name in slots.aliases]
-        problems += [f"{name!r} is the key of two values; rename the object {key!r}" for name in taken]
-        tensors.update(inside)
+    problems = Problems()
+    tensors, trees = _flatten_objects(slots, problems)
     for key, tensor in tensors.items():
         if (reason := why_not_storable(tensor)) is not None:
-            problems.append(f"{key!r} {reason}")
-    if problems:
-        raise VarListError(problems)
+            problems.add(f"{key!r} {reason}")
+    problems.raise_if_any()
+    return tensors, trees
+
+
+def require_storable_objects(slots: Slots) -> None:
+    """Check what `gather` asks of objects; a tensor may still be on the meta device, and get its memory later.
+
+    Raises:
+        VarListError: As `gather`.
+    """
+    problems = Problems()
+    _flatten_objects(slots, problems)
+    problems.raise_if_any()
+
+
+def _flatten_objects(slots: Slots, problems: Problems) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    tensors, trees = dict(slots.tensors), {}
+    for key, value in slots.objects.items():
+        trees[key], inside = flatten(key, value.state_dict(), problems)
+        for name in inside:
+            if name in tensors or name in slots.aliases:
+                problems.add(f"{name!r} is the key of two values; rename the object {key!r}")
+        tensors.update(inside)
     return tensors, trees
 
 

@@ -4,7 +4,7 @@ In JSON, null, true, false, numbers, texts and lists stand for themselves. An ob
 what it is: {"dict": {..}}, {"items": [{"tuple": [key, value]}, ..]} for keys that are not texts in sorted order,
 {"ordered": [..]}, {"counter": [..]}, {"tuple": [..]}, {"set": [..]}, {"tensor": KEY}, {"float": "nan"},
 {"int": "0x.."}, {"bytes": BASE64}, {"complex": [re, im]}, {"size": [..]}, {"dtype": ".."}, {"device": ".."}, and
-{"numpy": [dtype, BASE64]} for a numpy scalar.
+{"numpy": [dtype, BASE64]} for a numpy number or bool.
 """
 
 from __future__ import annotations
@@ -18,28 +18,26 @@ from typing import Any
 import numpy as np
 import torch
 
-from torchsaver.errors import VarListError, VarListTypeError
 from torchsaver.formats.json_text import MAX_DEPTH, depth, is_unicode
+from torchsaver.variables.var_list import Problems
 
 _PLAIN_INT_LIMIT = 1 << 63  # larger ones are not read alike by every JSON reader
 
 
-def flatten(key: str, state: Any) -> tuple[Any, dict[str, torch.Tensor]]:
+def flatten(key: str, state: Any, problems: Problems) -> tuple[Any, dict[str, torch.Tensor]]:
     """Return the JSON tree of an object's state, and its tensors by key: `key`, a dot, their path inside the object.
 
-    Raises:
-        VarListTypeError: A value or key of a type that has no place in JSON, with its path.
-        VarListError: Two tensors would get one key, or it is nested too deep.
+    What has no place in JSON, two tensors with one path, or too deep a state is noted in `problems`, with its path.
     """
-    tensors: dict[str, torch.Tensor] = {}
+    encoder = _Encoder(problems)
     try:
-        tree = _encode(state, key, tensors)
+        tree = encoder.encode(state, key)
         levels = depth(tree)
     except RecursionError:
-        levels = MAX_DEPTH + 1
+        tree, levels = None, MAX_DEPTH + 1
     if levels > MAX_DEPTH:
-        raise VarListError([f"{key!r} has a state nested over {MAX_DEPTH} deep; make it flatter"])
-    return tree, tensors
+        problems.add(f"{key!r} has a state nested over {MAX_DEPTH} deep; make it flatter")
+    return tree, encoder.tensors
 
 
 def unflatten(tree: Any, tensor_of: Callable[[str], torch.Tensor]) -> Any:
@@ -117,34 +115,45 @@ _SCALARS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def _encode(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
-    if isinstance(value, torch.Tensor):
-        if path in tensors:
-            raise VarListError([f"{path!r} is the key of two tensors inside one object; rename one of its entries"])
-        tensors[path] = value
-        return {"tensor": path}
-    kind = type(value)
-    if kind is str and not is_unicode(value):
-        raise VarListError([f"{path!r} is a text with a lone surrogate, which UTF-8 cannot hold"])
-    if isinstance(value, np.generic) and kind.__module__ == "numpy":
-        return {"numpy": [value.dtype.str, base64.b64encode(value.tobytes()).decode("ascii")]}
-    if kind in _ENCODERS:
-        return _ENCODERS[kind](value)
-    if kind in (list, tuple, set):
-        items = [_encode(item, f"{path}.{index}", tensors) for index, item in enumerate(value)]
-        return items if kind is list else {kind.__name__: items}
-    if kind in (dict, OrderedDict, Counter):
-        return _encode_mapping(value, path, tensors)
-    remedy = "numbers, texts, bytes, tensors, and dict, list, tuple and set of them can be stored"
-    raise VarListTypeError([f"{path!r} is a {kind.__module__}.{kind.__qualname__}; {remedy}"])
+class _Encoder:
+    """Turns a state into a JSON tree; gathers its tensors, and what is wrong with it."""
+
+    def __init__(self, problems: Problems) -> None:
+        self.tensors: dict[str, torch.Tensor] = {}
+        self._problems = problems
+
+    def encode(self, value: Any, path: str) -> Any:
+        kind = type(value)
+        if isinstance(value, torch.Tensor):
+            if path in self.tensors:
+                self._problems.add(f"{path!r} is the key of two tensors inside one object; rename one of its entries")
+            self.tensors[path] = value
+            return {"tensor": path}
+        if kind is str and not is_unicode(value):
+            self._problems.add(f"{path!r} is a text with a lone surrogate, which UTF-8 cannot hold")
+            return None
+        encode_scalar = _encode_numpy if isinstance(value, (np.number, np.bool_)) else _ENCODERS.get(kind)
+        if encode_scalar is not None:
+            return encode_scalar(value)
+        if kind in (list, tuple, set):
+            items = [self.encode(item, f"{path}.{index}") for index, item in enumerate(value)]
+            return items if kind is list else {kind.__name__: items}
+        if kind in _MAPPINGS:
+            return self._encode_mapping(value, path)
+        remedy = "numbers, texts, bytes, tensors, and dict, list, tuple and set of them can be stored"
+        self._problems.add(f"{path!r} is a {kind.__module__}.{kind.__qualname__}; {remedy}", wrong_type=True)
+        return None
+
+    def _encode_mapping(self, value: Mapping[Any, Any], path: str) -> Any:
+        members = {key: self.encode(item, f"{path}.{key}") for key, item in value.items()}
+        if type(value) is dict and all(type(key) is str for key in members) and list(members) == sorted(members):
+            return {"dict": members}  # JSON objects are written sorted; any other order is kept as pairs
+        pairs = [{"tuple": [self.encode(key, f"{path} (key)"), item]} for key, item in members.items()]
+        return {_MAPPINGS[type(value)]: pairs}
 
 
-def _encode_mapping(value: Mapping[Any, Any], path: str, tensors: dict[str, torch.Tensor]) -> Any:
-    members = {key: _encode(item, f"{path}.{key}", tensors) for key, item in value.items()}
-    if type(value) is dict and all(type(key) is str for key in members) and list(members) == sorted(members):
-        return {"dict": members}  # JSON objects are written sorted; any other order is kept as pairs
-    pairs = [{"tuple": [_encode(key, f"{path} (key)", tensors), item]} for key, item in members.items()]
-    return {_MAPPINGS[type(value)]: pairs}
+def _encode_numpy(value: np.generic) -> Any:
+    return {"numpy": [value.dtype.str, base64.b64encode(value.tobytes()).decode("ascii")]}
 
 
 def _encode_float(value: float) -> Any:

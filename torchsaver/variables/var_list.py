@@ -84,18 +84,20 @@ class Slots:
         return bool(self.tensors or self.objects)
 
 
-class _Problems:
-    """Collects what is wrong; raises once, with all of it."""
+class Problems:
+    """Collects what is wrong with a var_list and its values; raises once, with all of it."""
 
     def __init__(self) -> None:
         self._lines: list[str] = []
         self._has_type_problem = False
 
     def add(self, line: str, *, wrong_type: bool = False) -> None:
+        """Note a problem; `wrong_type` if it is one of a value's or key's type."""
         self._lines.append(line)
         self._has_type_problem |= wrong_type
 
     def raise_if_any(self) -> None:
+        """Raise VarListError with every problem noted, VarListTypeError if one is of a type; nothing without any."""
         if self._lines:
             raise (VarListTypeError if self._has_type_problem else VarListError)(self._lines)
 
@@ -111,7 +113,7 @@ def read_var_list(var_list: Any, names_from: torch.nn.Module | None = None) -> l
         VarListError: Keys or values that cannot be saved, all of them; VarListTypeError if a type is among them. Unlike
             TF, an empty key is one of them and does not end the process, and so is safetensors' own `__metadata__`.
     """
-    problems = _Problems()
+    problems = Problems()
     places = _Places(names_from)
     if var_list is None:
         pairs: Iterable[tuple[Any, Any]] = current_collection().members()
@@ -127,7 +129,6 @@ def read_var_list(var_list: Any, names_from: torch.nn.Module | None = None) -> l
             place = places.of(value) if isinstance(value, torch.Tensor) else None
             entries.append(Entry(key, place or value))
     problems.raise_if_any()
-    resolve(entries)  # doubled keys and tensors show now, not at the first save
     return entries
 
 
@@ -137,7 +138,7 @@ def resolve(entries: Iterable[Entry]) -> Slots:
     Raises:
         VarListError: A key stands twice, one tensor stands under two keys of the user's, or a module's value is a copy.
     """
-    problems = _Problems()
+    problems = Problems()
     slots = Slots()
     keys: dict[int, str] = {}  # the key of each tensor, by id
     # Tensors given by themselves come first: a module that has one of them too adds another name, whatever the order.
@@ -160,7 +161,7 @@ def resolve(entries: Iterable[Entry]) -> Slots:
 
 
 def _resolve_module(
-    prefix: str, module: torch.nn.Module, slots: Slots, keys: dict[int, str], problems: _Problems
+    prefix: str, module: torch.nn.Module, slots: Slots, keys: dict[int, str], problems: Problems
 ) -> None:
     """Add a module's state_dict() entries; a tensor with several names in modules is tied, and gets aliases."""
     live = {id(tensor) for _, tensor in _named_tensors(module)}
@@ -177,8 +178,7 @@ def _resolve_module(
                 f"{key!r}: state_dict() gives a copy, so a restore would change nothing; save its tensors by key"
             )
         elif id(value) in keys:
-            first = keys[id(value)]
-            slots.aliases[key] = slots.aliases.get(first, first)
+            slots.aliases[key] = keys[id(value)]
         else:
             keys[id(value)] = key
             slots.tensors[key] = value
@@ -218,7 +218,7 @@ def _named_tensors(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]
     yield from module.named_buffers(remove_duplicate=False)
 
 
-def _named_elements(var_list: Any, places: _Places, problems: _Problems) -> Iterator[tuple[Any, Any]]:
+def _named_elements(var_list: Any, places: _Places, problems: Problems) -> Iterator[tuple[Any, Any]]:
     """Yield (key, value) for the elements of an iterable: named variables, (name, value) pairs, lists of them."""
     if isinstance(var_list, (str, bytes, torch.Tensor, Stateful)) or not isinstance(var_list, Iterable):
         kind = type(var_list).__name__
@@ -242,7 +242,7 @@ def _named_elements(var_list: Any, places: _Places, problems: _Problems) -> Iter
                 problems.add(f"a list element is a {type(element).__name__}; {_DICT_FORM}", wrong_type=True)
 
 
-def _is_good_key(key: Any, value: Any, problems: _Problems) -> bool:
+def _is_good_key(key: Any, value: Any, problems: Problems) -> bool:
     if not isinstance(key, str):
         problems.add(f"key {key!r} is a {type(key).__name__}; keys are str", wrong_type=True)
     elif key == "" and not isinstance(value, torch.nn.Module):
@@ -256,7 +256,7 @@ def _is_good_key(key: Any, value: Any, problems: _Problems) -> bool:
     return False
 
 
-def _is_good_value(key: str, value: Any, problems: _Problems) -> bool:
+def _is_good_value(key: str, value: Any, problems: Problems) -> bool:
     if value is None:
         problems.add(f"{key!r} is None; leave it out")
     elif isinstance(value, Mapping):
@@ -271,7 +271,7 @@ def _is_good_value(key: str, value: Any, problems: _Problems) -> bool:
     return False
 
 
-def _is_free(key: str, slots: Slots, problems: _Problems) -> bool:
+def _is_free(key: str, slots: Slots, problems: Problems) -> bool:
     if key in slots.tensors or key in slots.aliases or key in slots.objects:
         problems.add(f"{key!r} is the key of two values; name one of them otherwise")
         return False

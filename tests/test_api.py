@@ -32,6 +32,8 @@ def test_public_thing_is_documented_with_all_its_public_methods(thing: type) -> 
     [
         ts.Saver,
         ts.Saver.restore,
+        ts.Saver.resume,
+        ts.newest_valid_checkpoint,
         ts.Variable,
         ts.get_checkpoint_state,
         ts.latest_checkpoint,

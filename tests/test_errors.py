@@ -25,6 +25,7 @@ ERRORS = [
     ts.CorruptCheckpointError("run/m-1.safetensors", 42, "the file ends 3 bytes early"),
     ts.UnsupportedCheckpointError("run/m-1.safetensors", "format version 9"),
     MISMATCH,
+    ts.NoValidCheckpointError("run", [("run/m-2", "it is gone"), ("run/m-1", "checksum")]),
     ts.VarListError(["'a' is None", "a key is empty"]),
     ts.VarListTypeError(["key 3 is a int"]),
 ]
@@ -35,6 +36,7 @@ BASES: dict[type, tuple[type, ...]] = {
     ts.CorruptCheckpointError: (ts.TorchSaverError, ValueError),
     ts.UnsupportedCheckpointError: (ts.TorchSaverError, NotImplementedError),
     ts.MismatchError: (ts.TorchSaverError, RuntimeError),
+    ts.NoValidCheckpointError: (ts.TorchSaverError, ValueError),
     ts.VarListError: (ts.TorchSaverError, ValueError),
     ts.VarListTypeError: (ts.VarListError, TypeError),
 }
@@ -92,8 +94,9 @@ def test_error_with_a_note_and_a_cause_still_pickles() -> None:
         (MISMATCH, ["kernel: shape [3, 2] in checkpoint, [2, 3] in var_list; pass reshape=True"]),
         (MISMATCH, ["step: dtype float32 in checkpoint, int64 in var_list", "convert one"]),
         (MISMATCH, ["view: is expanded"]),
-        (ERRORS[6], ["var_list has 2 problems", "'a' is None", "a key is empty"]),
-        (ERRORS[7], ["var_list: key 3 is a int"]),
+        (ERRORS[6], ["'run'", "none of them can be restored", "run/m-2: it is gone", "start from nothing in another"]),
+        (ERRORS[7], ["var_list has 2 problems", "'a' is None", "a key is empty"]),
+        (ERRORS[8], ["var_list: key 3 is a int"]),
     ],
 )
 def test_message_names_file_found_wanted_and_remedy(error: ts.TorchSaverError, parts: list[str]) -> None:
@@ -127,3 +130,10 @@ def test_nearest_keys_misspelled_gives_the_best_three_first() -> None:
     assert nearest_keys("fc.weigth", keys)[0] == "fc.weight"
     assert len(nearest_keys("fc.weigth", keys)) == 3
     assert nearest_keys("zzzz", keys) == ()
+
+
+def test_no_valid_checkpoint_names_ten_of_many_and_holds_all() -> None:
+    error = ts.NoValidCheckpointError("run", [(f"run/m-{step}", "it is gone") for step in range(12)])
+    assert (len(error.skipped), len(str(error).splitlines())) == (12, 12)
+    assert error.skipped[0] == ts.SkippedCheckpoint("run/m-0", "it is gone")
+    assert "... and 2 more" in str(error)

@@ -12,7 +12,7 @@ FLOORS = [
     {"__init__", "__main__"},
     {"cli"},
     {"saver", "inspection"},
-    {"restoring", "rotation", "arguments"},
+    {"restoring", "rotation", "recovery", "arguments"},
     {"reader"},
     {"stored_tensor", "retention", "variables"},
     {"storage"},

@@ -140,8 +140,15 @@ def test_checkpoint_listed_twice_was_deleted_while_it_was_listed(tmp_path: Path)
 
 def test_shards_of_a_save_that_was_killed_stayed_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saver = ts.Saver({"a": torch.ones(4), "b": torch.ones(4)}, max_shard_bytes=16)
+    publish = disk.Stage.publish
+
+    def killed_before_the_index(stage: disk.Stage, names: Any = None, *, only_new: bool = False) -> None:
+        if not only_new:
+            raise SystemError("killed")
+        publish(stage, names, only_new=True)
+
     with monkeypatch.context() as patched:
-        patched.setattr(disk, "write_atomic", lambda *_: (_ for _ in ()).throw(SystemError("killed")))
+        patched.setattr(disk.Stage, "publish", killed_before_the_index)
         patched.setattr(disk, "remove", lambda _: None)
         with pytest.raises(SystemError):
             saver.save(tmp_path / "m", 1)
@@ -349,7 +356,7 @@ def test_listed_checkpoint_is_not_doomed_any_more(tmp_path: Path) -> None:
     names = [save(tmp_path / "m", step, x=torch.ones(1)) for step in (1, 2)]
     rotation._window = retention.Window(doomed=(retention.Record(names[0], 0.0, paths.identity(names[0])),))
     rotation.replace([(name, 0.0) for name in names])
-    rotation.remove_old()
+    rotation._remove_old(str(tmp_path))
     assert ts.checkpoint_exists(names[0])
 
 
@@ -441,3 +448,33 @@ def test_temporary_file_swept_between_its_creation_and_its_lock_is_made_again(
     assert next(calls) > 2
     assert ts.load_variable(prefix, "x").item() == 1
     assert sorted(os.listdir(tmp_path)) == ["checkpoint", "m.safetensors"]
+
+
+def test_latest_checkpoint_hung_on_a_state_file_with_nan_times(tmp_path: Path) -> None:
+    text = 'model_checkpoint_path: "m-1"\nall_model_checkpoint_paths: "m-1"\nall_model_checkpoint_timestamps: nan\n'
+    (tmp_path / "checkpoint").write_text(text)
+    assert ts.latest_checkpoint(tmp_path) is None
+
+
+def test_latest_checkpoint_that_was_rotated_away_meanwhile_was_called_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saver = ts.Saver({"x": torch.ones(1)}, max_to_keep=1)
+    saver.save(tmp_path / "m", 1)
+    find, once = paths.find_checkpoint, iter([True])
+
+    def rotated_first(prefix: str) -> str | None:
+        if next(once, False):
+            saver.save(tmp_path / "m", 2)
+        return find(prefix)
+
+    monkeypatch.setattr(paths, "find_checkpoint", rotated_first)
+    assert ts.latest_checkpoint(tmp_path) == str(tmp_path / "m-2")
+
+
+def test_directory_was_read_through_a_state_file_that_leads_out_of_it(tmp_path: Path) -> None:
+    save(tmp_path / "other" / "m", 1, x=torch.ones(1))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoint").write_text('model_checkpoint_path: "../other/m-1"\n')
+    with pytest.raises(ts.UnsupportedCheckpointError, match="outside the directory"):
+        ts.load_checkpoint(tmp_path / "run")

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from torchsaver.formats.json_text import is_unicode
 from torchsaver.storage import paths
 
 
@@ -91,3 +92,25 @@ def require_plain_name(latest_filename: Any) -> None:
         raise ValueError(f"latest_filename {latest_filename!r} is no file name without a directory")
     if latest_filename.endswith((paths.FILE_ENDING, paths.INDEX_ENDING)) or paths.is_temporary(latest_filename):
         raise ValueError(f"latest_filename {latest_filename!r} would collide with a checkpoint's files; choose another")
+
+
+def new_prefix(save_path: Any, global_step: Any, latest_filename: Any, pad_step_number: bool) -> tuple[str, int | None]:
+    """Return the prefix and step of a save, after checking that its files and the state file get on.
+
+    Raises:
+        TypeError, ValueError: They do not, or an argument is none of what it should be.
+    """
+    require_plain_name(latest_filename)
+    step = step_number(global_step)
+    prefix = paths.step_prefix(paths.path_text(save_path), step, pad_step_number)
+    name = os.path.basename(prefix)
+    if not is_unicode(prefix):
+        raise ValueError(f"save_path {prefix!r} is not UTF-8, so the state file could not name it")
+    if not name:
+        raise ValueError(f"save_path {prefix!r} has no file name; add one: {os.path.join(prefix, 'model.ckpt')!r}")
+    if (reason := paths.why_not_a_prefix(name)) is not None:
+        raise ValueError(f"save_path {prefix!r} is no name for a checkpoint: {reason}")
+    state_name = paths.STATE_FILE if latest_filename is None else latest_filename
+    if state_name == name:
+        raise ValueError(f"checkpoint {prefix!r} and the state file {state_name!r} collide; rename one or give a step")
+    return prefix, step

@@ -1,6 +1,6 @@
-"""The command line: arguments in, text out; what it shows comes from inspection.py.
+"""The command line: arguments in, text out; what it shows comes from inspection/.
 
-Exit codes: 0 fine, 1 failed, with one line on stderr, 2 wrong usage.
+Exit codes: 0 fine, 1 damage, or failed, with one line on stderr, 2 wrong usage.
 """
 
 from __future__ import annotations
@@ -11,13 +11,25 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 from torchsaver.errors import TorchSaverError
-from torchsaver.inspection import CheckpointDescription, describe_checkpoint, format_value, json_value
+from torchsaver.inspection import report_text
+from torchsaver.inspection.directory import verify_directory
+from torchsaver.inspection.listing import CheckpointDescription, describe_checkpoint, format_value, json_value
+from torchsaver.inspection.progress import ProgressBar
+from torchsaver.inspection.terminal_text import json_text, table_lines, time_text, visible
+from torchsaver.inspection.verification import verify_checkpoint
 from torchsaver.reader import CheckpointReader, load_checkpoint
 from torchsaver.version import __version__
+
+
+class Answer(NamedTuple):
+    """What a command has come to: its exit code, known before its text is printed, because the reader may go away."""
+
+    code: int
+    lines: Iterable[str]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,15 +37,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a key may hold what the terminal's encoding does not
     arguments = _parser().parse_args(argv)
+    answer = Answer(0, ())
     try:
-        arguments.run(arguments)
+        answer = arguments.run(arguments)
+        for line in answer.lines:
+            print(line)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader of our output has gone (| head): nothing is wrong
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (TorchSaverError, OSError) as error:
-        print(f"torchsaver: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"torchsaver: {visible(' '.join(str(error).split()))}", file=sys.stderr)
         return 1
-    return 0
+    return answer.code
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -46,22 +61,73 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("path", metavar="PATH", help="a prefix, a .safetensors or .index.json file, or a directory")
     inspect.add_argument("--key", help="show this key only")
     inspect.add_argument("--values", action="store_true", help="read and print the values too")
-    inspect.add_argument("--json", action="store_true", help="print one JSON object")
     inspect.set_defaults(run=_inspect)
+    verify = commands.add_parser("verify", help="read everything, compare the checksums and report all damage")
+    verify.add_argument("path", metavar="DIR_OR_PREFIX", help="every checkpoint of a directory, or one prefix or file")
+    verify.set_defaults(run=_verify)
+    ls = commands.add_parser("ls", help="list a directory's checkpoints, oldest first, and whether they hold")
+    ls.add_argument("path", metavar="DIR", help="the directory")
+    ls.add_argument("--headers", action="store_true", help="read the headers only")
+    ls.set_defaults(run=_ls)
+    for command in (verify, ls):
+        command.add_argument(
+            "--latest-filename", metavar="NAME", help='the state file\'s name, "checkpoint" by default'
+        )
+    for command in (inspect, verify, ls):
+        command.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
 
 
-def _inspect(arguments: argparse.Namespace) -> None:
+def _verify(arguments: argparse.Namespace) -> Answer:
+    start = time.perf_counter()
+    with ProgressBar(sys.stderr) as bar:
+        if os.path.isdir(arguments.path):
+            found = verify_directory(arguments.path, latest_filename=arguments.latest_filename, progress=bar)
+            damage, is_sound = found.damage, found.is_sound
+            reports = [status.report for status in found.checkpoints]
+            rows = report_text.checkpoints_json(found.checkpoints)
+        else:
+            report = verify_checkpoint(arguments.path, progress=bar)
+            damage, is_sound = (), report.is_sound
+            reports, rows = [report], [report_text.checkpoint_json(report, None)]
+    secs = time.perf_counter() - start
+    if not arguments.json:
+        return Answer(int(not is_sound), report_text.verify_lines(reports, damage, secs))
+    facts = {"path": arguments.path, "ok": is_sound, "state_file_damage": report_text.damage_json(damage)}
+    nbytes = sum(report.checked_bytes for report in reports)
+    return Answer(int(not is_sound), [json_text({**facts, "checkpoints": rows, "checked_bytes": nbytes, "secs": secs})])
+
+
+def _ls(arguments: argparse.Namespace) -> Answer:
+    with ProgressBar(sys.stderr) as bar:
+        found = verify_directory(
+            arguments.path,
+            latest_filename=arguments.latest_filename,
+            headers_only=arguments.headers,
+            progress=bar,
+        )
+    if not arguments.json:
+        return Answer(int(not found.is_sound), report_text.ls_lines(found))
+    facts = {"path": arguments.path, "ok": found.is_sound}
+    damage, rows = report_text.damage_json(found.damage), report_text.checkpoints_json(found.checkpoints)
+    return Answer(int(not found.is_sound), [json_text({**facts, "state_file_damage": damage, "checkpoints": rows})])
+
+
+def _inspect(arguments: argparse.Namespace) -> Answer:
+    return Answer(0, _inspect_lines(arguments))
+
+
+def _inspect_lines(arguments: argparse.Namespace) -> Iterator[str]:
     with load_checkpoint(arguments.path) as reader:
         description = describe_checkpoint(reader, arguments.key)
         if arguments.json:
-            print(json.dumps(_as_json(description, reader, arguments.values), indent=2, ensure_ascii=False))
-        else:
-            _print_facts(description)
-            _print_tensors(description, reader, arguments.values)
-            if arguments.key is None:
-                count, elements = len(description.tensors), description.elements
-                print(f"{count} tensors, {elements:,} elements, {description.nbytes:,} bytes")
+            yield json_text(_as_json(description, reader, arguments.values))
+            return
+        yield from _fact_lines(description)
+        yield from _tensor_lines(description, reader, arguments.values)
+        if arguments.key is None:
+            count, elements = len(description.tensors), description.elements
+            yield f"{count} tensors, {elements:,} elements, {description.nbytes:,} bytes"
 
 
 def _as_json(description: CheckpointDescription, reader: CheckpointReader, values: bool) -> dict[str, Any]:
@@ -83,32 +149,26 @@ def _as_json(description: CheckpointDescription, reader: CheckpointReader, value
     }
 
 
-def _print_facts(description: CheckpointDescription) -> None:
-    print(_visible(description.save_path))
+def _fact_lines(description: CheckpointDescription) -> Iterator[str]:
+    yield visible(description.save_path)
     if description.global_step is not None:
-        print(f"  step: {description.global_step}")
+        yield f"  step: {description.global_step}"
     if description.time is not None:
-        print(f"  saved: {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(description.time))}")
+        yield f"  saved: {time_text(description.time)}"
     if description.metadata is not None:
-        print(f"  metadata: {_visible(json.dumps(description.metadata, ensure_ascii=False))}")
+        yield f"  metadata: {visible(json.dumps(description.metadata, ensure_ascii=False))}"
     if description.objects:
-        print(f"  objects: {_visible(', '.join(description.objects))}")
+        yield f"  objects: {visible(', '.join(description.objects))}"
     if len(description.files) > 1:
-        print(f"  files: {len(description.files)}")
+        yield f"  files: {len(description.files)}"
 
 
-def _print_tensors(description: CheckpointDescription, reader: CheckpointReader, values: bool) -> None:
-    rows = [(_visible(t.key), t.dtype, str(list(t.shape)), f"{t.nbytes:,}") for t in description.tensors]
-    table = [("key", "dtype", "shape", "bytes"), *rows]
-    key_width, dtype_width, shape_width, bytes_width = (max(map(len, column)) for column in zip(*table, strict=True))
-    for number, (key, dtype, shape, nbytes) in enumerate(table):
-        print(f"{key:<{key_width}}  {dtype:<{dtype_width}}  {shape:<{shape_width}}  {nbytes:>{bytes_width}}")
+def _tensor_lines(description: CheckpointDescription, reader: CheckpointReader, values: bool) -> Iterator[str]:
+    rows = [(visible(t.key), t.dtype, str(list(t.shape)), f"{t.nbytes:,}") for t in description.tensors]
+    table = table_lines([("key", "dtype", "shape", "bytes"), *rows], [False, False, False, True])
+    for number, line in enumerate(table):
+        yield line
         if values and number:
-            print(format_value(reader.get_tensor(description.tensors[number - 1].key)))
+            yield format_value(reader.get_tensor(description.tensors[number - 1].key))
     for alias, kept in sorted(description.aliases.items()):
-        print(f"{_visible(alias)} is another name of {_visible(kept)}")
-
-
-def _visible(text: str) -> str:
-    """Return text from a file with control characters escaped: it must not steer the terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+        yield f"{visible(alias)} is another name of {visible(kept)}"

@@ -4,6 +4,7 @@
       CheckpointNotFoundError(.., FileNotFoundError, ValueError)   nothing there
       CheckpointKeyError(.., KeyError)                             one key asked for, and missing
       CorruptCheckpointError(.., ValueError)                       damaged or foreign bytes
+      NoValidCheckpointError(.., ValueError)                       a directory's checkpoints are all damaged or gone
       UnsupportedCheckpointError(.., NotImplementedError)          readable, but not by us
       MismatchError(.., RuntimeError)                              the checkpoint does not fit the variables
       VarListError(.., ValueError)                                 what was given cannot be saved
@@ -17,7 +18,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 _MOST_NAMED = 10  # lines of one kind in a message; the attributes hold them all
 
@@ -91,6 +92,29 @@ class CorruptCheckpointError(TorchSaverError, ValueError):
             f"{self.path!r} is damaged at byte {self.offset}: {self.reason}; "
             "use another checkpoint or a fresh copy of this one"
         )
+
+
+class SkippedCheckpoint(NamedTuple):
+    """A checkpoint that was not taken, and why."""
+
+    save_path: str
+    reason: str
+
+
+class NoValidCheckpointError(TorchSaverError, ValueError):
+    """`checkpoint_dir` has held checkpoints and none can be restored; `skipped` has (save_path, reason) of each."""
+
+    def __init__(self, checkpoint_dir: str, skipped: Sequence[tuple[str, str]]) -> None:
+        super().__init__(checkpoint_dir)
+        self.checkpoint_dir = checkpoint_dir
+        self.skipped = tuple(SkippedCheckpoint(*skip) for skip in skipped)
+
+    def _message(self) -> str:
+        head = f"{self.checkpoint_dir!r} has held checkpoints and none of them can be restored; bring one back, or"
+        lines = [f"{save_path}: {reason}" for save_path, reason in self.skipped[:_MOST_NAMED]]
+        if len(self.skipped) > _MOST_NAMED:
+            lines.append(f"... and {len(self.skipped) - _MOST_NAMED} more")
+        return "\n  ".join([f"{head} start from nothing in another directory:", *lines])
 
 
 class UnsupportedCheckpointError(TorchSaverError, NotImplementedError):

@@ -13,6 +13,7 @@ from torchsaver.errors import (
     CheckpointKeyError,
     CheckpointNotFoundError,
     CorruptCheckpointError,
+    UnsupportedCheckpointError,
     nearest_keys,
 )
 from torchsaver.formats.manifest import Manifest
@@ -235,16 +236,26 @@ def load_checkpoint(ckpt_dir_or_file: str | os.PathLike[str]) -> CheckpointReade
 
     Raises:
         CheckpointNotFoundError: Nothing is there, or the directory's state file names nothing that is.
-        CorruptCheckpointError, UnsupportedCheckpointError, OSError: As CheckpointReader.
+        UnsupportedCheckpointError: The directory's state file leads out of it; or as CheckpointReader.
+        CorruptCheckpointError, OSError: As CheckpointReader.
     """
     path = paths.path_text(ckpt_dir_or_file, "ckpt_dir_or_file")
     if not os.path.isdir(path):
         return CheckpointReader(path)
-    prefix = latest_checkpoint(path)
-    if prefix is None:
-        reason = f"the directory's state file {paths.STATE_FILE!r} is missing or names no checkpoint that is there"
-        raise CheckpointNotFoundError(path, reason)
-    return CheckpointReader(prefix)
+    before = None
+    while (prefix := latest_checkpoint(path)) is not None:
+        if paths.own_name(path, prefix) is None:
+            raise UnsupportedCheckpointError(
+                path, f"its state file leads to {prefix!r}, outside the directory; pass that prefix itself to trust it"
+            )
+        try:
+            return CheckpointReader(prefix)
+        except CheckpointNotFoundError:  # a writer may have rotated it away since
+            if prefix == before:
+                raise
+            before = prefix
+    reason = f"the directory's state file {paths.STATE_FILE!r} is missing or names no checkpoint that is there"
+    raise CheckpointNotFoundError(path, reason)
 
 
 def list_variables(ckpt_dir_or_file: str | os.PathLike[str]) -> list[tuple[str, list[int]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 from typing import TypeAlias
 
@@ -14,13 +15,40 @@ from torchsaver.formats.tensor_bytes import row_major_bytes, span
 from torchsaver.reader import CheckpointReader
 from torchsaver.stored_tensor import StoredTensor
 from torchsaver.variables import objects
-from torchsaver.variables.restore_plan import RestorePlan
+from torchsaver.variables.restore_plan import RestorePlan, RestoreReport, plan_restore
 from torchsaver.variables.state_tree import tensor_keys, unflatten
 from torchsaver.variables.var_list import Slots
 
 Filling: TypeAlias = tuple[StoredTensor, str, torch.Tensor]  # what is stored, the slot's key, and its tensor
 
 _ALIGNMENT = 16  # bytes: the largest item, complex128, so that every dtype can be viewed in a scratch copy
+
+
+def restore_from(reader: CheckpointReader, slots: Slots, *, strict: bool, reshape: bool, verify: bool) -> RestoreReport:
+    """Restore the slots from an open checkpoint: plan, check everything, and only then fill; all or nothing.
+
+    Raises:
+        MismatchError, CorruptCheckpointError, OSError: As `Saver.restore`.
+    """
+    started = time.perf_counter()
+    plan = plan_restore(slots, reader, strict=strict, reshape=reshape)
+    if verify:
+        reader.verify(stored_keys(plan))
+    require_equal_ties(plan, reader)
+    require_one_value_a_place(slots, plan, reader)
+    with objects_loaded(slots, plan, reader):
+        fill_tensors(slots, plan, reader)
+    return RestoreReport(
+        save_path=reader.save_path,
+        restored=(*plan.sources, *plan.objects),
+        aliases=plan.aliases,
+        missing=tuple(plan.missing),
+        unused=tuple(plan.unused),
+        global_step=reader.global_step,
+        metadata=reader.metadata,
+        bytes=sum(reader.stored(key).nbytes for key in stored_keys(plan)),
+        seconds=time.perf_counter() - started,
+    )
 
 
 def require_equal_ties(plan: RestorePlan, reader: CheckpointReader) -> None:

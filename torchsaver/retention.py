@@ -3,13 +3,17 @@
 A window holds the checkpoints in order of saving. When it is over-full the oldest leaves it, and is then deleted,
 unless it was saved after the next mark of a grid of N hours: then it stays for ever, and the mark moves on by N hours.
 Source: Saver._RecordLastCheckpoint and _MaybeDeleteOldCheckpoints in TensorFlow's training/saver.py.
+
+What a process that died has left is told from what stays by the checkpoints' own records, never by names or times.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
+
+from torchsaver.formats.commit import Commit
 
 SECS_PER_HOUR = 3600.0
 
@@ -78,3 +82,54 @@ def choose(window: Window, every_n_hours: float) -> tuple[Window, list[Decision]
 def doom_again(window: Window, records: Iterable[Record]) -> Window:
     """Return the window with `records`, whose removal failed, doomed once more."""
     return replace(window, doomed=(*records, *window.doomed))
+
+
+def recover(window: Window, records: Iterable[Record], max_to_keep: int) -> Window:
+    """Return the window of a saver that goes on after a restart: of `records`, oldest first, the last `max_to_keep`."""
+    every = tuple(records)
+    start = max(0, len(every) - max_to_keep)
+    return replace(window, last=every[start:], doomed=every[:start])
+
+
+def adopt(window: Window, records: Iterable[Record]) -> Window:
+    """Return the window with older `records` before what it holds."""
+    known = {record.identity for record in (*window.last, *window.doomed)}
+    older = tuple(record for record in records if record.identity not in known)
+    return replace(window, last=(*older, *window.last))
+
+
+def unlisted_yet(commits: Mapping[str, Commit]) -> list[str]:
+    """Return the names, in order of commit, of what was saved where no state file has ever been.
+
+    It is what the first save of a directory leaves when it dies before it has written the state file. What a later
+    record mentions was listed once: then the state file has been removed, which is not for us to undo.
+
+    Args:
+        commits: The records of what was saved for this state file in this directory.
+    """
+    mentioned = {name for commit in commits.values() for name in (*commit.kept[:-1], *commit.expired)}
+    found = [(commit.sequence, name) for name, commit in commits.items() if commit.replaces is None]
+    return [name for _, name in sorted(found) if name not in mentioned]
+
+
+def never_listed(commits: Mapping[str, Commit], listed: Collection[str], state_crc32c: int | None) -> set[str]:
+    """Return names whose saves ended before the state file listed them: it is still the one they were to replace.
+
+    Args:
+        commits: The records of what was saved for this state file in this directory.
+        listed: Names the state file lists, or is about to.
+        state_crc32c: CRC-32C of the state file's bytes; None: there is none, and nothing can be proved by it.
+    """
+    if state_crc32c is None:
+        return set()
+    return {name for name, commit in commits.items() if name not in listed and commit.replaces == state_crc32c}
+
+
+def expired(commits: Mapping[str, Commit], listed: Collection[str]) -> set[str]:
+    """Return names that are still there, and were to be removed after a save that is listed; as `never_listed`."""
+    found = set()
+    for name in listed:
+        if name in commits:
+            gone = {other for other in commits[name].expired if other in commits and other not in listed}
+            found |= {other for other in gone if commits[other].sequence < commits[name].sequence}
+    return found

@@ -1,17 +1,46 @@
-"""The checkpoints a saver remembers: the state file names them, and what leaves their window is removed."""
+"""The checkpoints a saver remembers: the state file lists them, and what leaves their window is removed.
+
+A save is planned before its data is written, so that the checkpoint can hold its own record, and committed after: under
+the lock of the directory it gets its name, the state file lists it, and only then does what is old go.
+"""
 
 from __future__ import annotations
 
 import logging
+import math
 import os
-from collections.abc import Iterable
+import stat
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 
 from torchsaver import retention
+from torchsaver.formats.checksum import crc32c
+from torchsaver.formats.commit import Commit
 from torchsaver.retention import Record, Window
-from torchsaver.storage import paths, state_file
-from torchsaver.storage.checkpoint_files import remove_checkpoint
+from torchsaver.storage import locks, paths
+from torchsaver.storage.catalog import Listing, Records, read_commit, read_listing, written_after
+from torchsaver.storage.checkpoint_files import is_ours, remove_unpinned
+from torchsaver.storage.state_file import (
+    CheckpointState,
+    format_state,
+    generate_checkpoint_state_proto,
+    relative_state,
+    write_state,
+)
 
 logger = logging.getLogger("torchsaver")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a save will do to the list: decided before anything is written, carried out by `Rotation.commit`."""
+
+    newest: Record
+    directory: str
+    state_path: str
+    window: Window  # after the save
+    listed: tuple[Record, ...]  # what the state file is to list of ours, oldest first
+    commit: Commit
 
 
 class Rotation:
@@ -28,6 +57,10 @@ class Rotation:
         self.every_n_hours = every_n_hours
         self.relative_paths = relative_paths
         self._window = Window()
+        self._records: dict[str, Records] = {}  # by real directory
+        self._own: dict[str, Commit] = {}  # the record of each checkpoint this saver has written, by identity
+        self._listed: dict[str, frozenset[str]] = {}  # identities this saver has put into, or found in, a state file
+        self._unsure: tuple[Plan, bytes] | None = None  # a commit that failed: its state file may be there all the same
 
     def start(self, now: float) -> None:
         """Begin with an empty window; the grid of hours counts from `now`, seconds since the epoch."""
@@ -40,40 +73,201 @@ class Rotation:
 
     def replace(self, prefixes_with_time: Iterable[tuple[str, float]]) -> None:
         """Replace the window by (prefix, seconds since the epoch), oldest first; nothing is checked."""
-        last = tuple(Record(prefix, saved, paths.identity(prefix)) for prefix, saved in prefixes_with_time)
+        last = tuple(_record(prefix, saved) for prefix, saved in prefixes_with_time)
         listed = {record.identity for record in last}
+        self._own = {identity: commit for identity, commit in self._own.items() if identity not in listed}
         doomed = tuple(record for record in self._window.doomed if record.identity not in listed)
         self._window = Window(last, doomed, self._window.next_kept_time)
 
-    def record(self, prefix: str, saved: float, latest_filename: str | None) -> None:
-        """Make `prefix` the newest: in the state file first, and in the window once that is durable.
+    def recover(self, prefixes_with_time: Iterable[tuple[str, float]], listing: Listing) -> None:
+        """Go on with the list of an earlier process; what `listing` names beyond it is dropped from the state file."""
+        records = [_record(prefix, saved) for prefix, saved in prefixes_with_time]
+        self._window = retention.recover(self._window, records, self.max_to_keep) if self.max_to_keep else self._window
+        directory = os.path.dirname(listing.path)
+        named = frozenset(paths.identity(os.path.join(directory, name)) for name in listing.names)
+        self._listed[paths.identity(listing.path)] = named
+
+    # ---- a save
+
+    def plan(self, prefix: str, saved: float, latest_filename: str | None) -> Plan:
+        """Return what saving `prefix` will do; nothing is changed but for what earlier failures have left open.
 
         Raises:
-            OSError: The state file cannot be written; the window is as it was.
+            OSError: The directory or its state file cannot be read, or another process does not let go of it.
         """
-        newest = Record(prefix, saved, paths.identity(prefix))
+        directory, name = os.path.split(prefix)
+        self._records_of(directory).forget(name)
+        with locks.locked(directory) as alone:
+            listing = read_listing(directory, latest_filename)
+            commits = self._records_of(directory).refresh(None if self.max_to_keep else listing.names[-1:])
+        self._settle(listing)
+        place, state_name = _place(directory), os.path.basename(listing.path)
+        if alone and self.max_to_keep and listing.data is None and listing.problem is None:
+            self._adopt(directory, retention.unlisted_yet(_of(commits, place, state_name, but=name)))
+        newest = _record(prefix, saved)
         window = retention.record_save(self._window, newest, self.max_to_keep) if self.max_to_keep else self._window
-        kept = window.last if self.max_to_keep else (newest,)
-        directory = os.path.dirname(prefix)
-        if self.relative_paths:
-            state = state_file.relative_state(directory, [record.identity for record in kept])
-        else:
-            # As given, unless the working directory has changed since, and the name means another place by now.
-            names = [r.prefix if paths.identity(r.prefix) == r.identity else r.identity for r in kept]
-            state = state_file.generate_checkpoint_state_proto(directory, names[-1], all_model_checkpoint_paths=names)
-        state_file.write_state(paths.state_file(directory, latest_filename), state)
-        self._window = window
+        listed = window.last if self.max_to_keep else (newest,)
+        _, decisions = retention.choose(window, self.every_n_hours)
+        commit = Commit(
+            sequence=1 + max((commit.sequence for commit in commits.values()), default=0),
+            place=place,
+            state_file=state_name,
+            replaces=_crc32c(listing),
+            kept=_names(listed, directory),
+            expired=_names((decision.record for decision in decisions if not decision.keep), directory),
+        )
+        return Plan(newest, directory, listing.path, window, listed, commit)
 
-    def remove_old(self) -> None:
+    def _adopt(self, directory: str, names: Iterable[str]) -> None:
+        """Take what a first save that died has left: it is complete, and nothing else tells of it."""
+        adopted = [_record(os.path.join(directory, name), -math.inf) for name in names]
+        self._window = retention.adopt(self._window, adopted)
+
+    def commit(self, plan: Plan, publish: Callable[[], None]) -> None:
+        """Let the checkpoint have its name (`publish`), then list it, then remove what has left the window.
+
+        Raises:
+            OSError: An error of `publish`, or the state file cannot be written; the window is as it was.
+        """
+        with locks.locked(plan.directory) as alone:
+            publish()
+            self._records_of(plan.directory).note(os.path.basename(plan.newest.prefix), plan.commit)
+            listing = read_listing(plan.directory, os.path.basename(plan.state_path))
+            others = self._others(plan, listing)
+            left = self._leftovers(plan, listing) if alone and self.max_to_keep else []
+            state = self._state(plan, _merged(others, plan.listed, listing))
+            self._unsure = plan, format_state(state).encode("utf-8")
+            write_state(plan.state_path, state)
+            self._take(plan, left)
+            self._remove_old(plan.directory)
+
+    def _take(self, plan: Plan, left: Iterable[Record] = ()) -> None:
+        """Make the outcome of a committed save this saver's own."""
+        self._window = retention.doom_again(plan.window, left)
+        self._own[plan.newest.identity] = plan.commit
+        self._listed[paths.identity(plan.state_path)] = frozenset(record.identity for record in plan.listed)
+        self._unsure = None
+
+    def _settle(self, listing: Listing) -> None:
+        """Find out whether a commit that failed has reached the state file all the same."""
+        if self._unsure is not None:
+            plan, data = self._unsure
+            if paths.identity(plan.state_path) == paths.identity(listing.path) and listing.data == data:
+                self._take(plan)
+            self._unsure = None
+
+    def _others(self, plan: Plan, listing: Listing) -> list[str]:
+        """Return identities that other processes have listed since this saver last wrote the state file.
+
+        As in TF, the first save of a saver drops what it was not told of.
+        """
+        before = self._listed.get(paths.identity(plan.state_path))
+        if before is None:
+            return []
+        own = before | {record.identity for record in (*plan.listed, *plan.window.doomed)}
+        listed = [paths.identity(os.path.join(plan.directory, name)) for name in listing.names]
+        return [path for path in listed if path not in own and paths.find_checkpoint(path) is not None]
+
+    def _leftovers(self, plan: Plan, listing: Listing) -> list[Record]:
+        """Return what dead writers have left in the directory; nobody else is between publishing and listing."""
+        commits = _of(self._records_of(plan.directory).refresh(), plan.commit.place, plan.commit.state_file)
+        listed = {*listing.names, *plan.commit.kept}
+        never = retention.never_listed(commits, listed, _crc32c(listing))
+        # A state file that is younger than the checkpoint was set back to what it was by somebody, who may want both.
+        died = {name for name in never if not written_after(listing.path, os.path.join(plan.directory, name))}
+        left = sorted(died | retention.expired(commits, listed))
+        if left:
+            logger.info("left in %s by saves that did not end: %s", plan.directory or ".", ", ".join(left))
+        return [_record(os.path.join(plan.directory, name), -math.inf) for name in left]
+
+    def _state(self, plan: Plan, identities: list[str]) -> CheckpointState:
+        if self.relative_paths:
+            return relative_state(plan.directory, identities)
+        # As given, unless the working directory has changed since, and the name means another place by now.
+        given = {r.identity: r.prefix for r in plan.listed if paths.identity(r.prefix) == r.identity}
+        names = [given.get(identity, identity) for identity in identities]
+        return generate_checkpoint_state_proto(plan.directory, names[-1], all_model_checkpoint_paths=names)
+
+    # ---- removal
+
+    def _remove_old(self, directory: str) -> None:
         """Remove checkpoints that have left the window; what cannot be removed is tried again the next time."""
         self._window, decisions = retention.choose(self._window, self.every_n_hours)
         failed = []
         for decision in decisions:
             logger.debug("%s %s: %s", "kept" if decision.keep else "removing", decision.record.prefix, decision.reason)
-            if not decision.keep:
-                try:
-                    remove_checkpoint(decision.record.identity)
-                except OSError as error:
-                    logger.warning("could not remove the old checkpoint %s: %s", decision.record.prefix, error)
-                    failed.append(decision.record)
+            if not decision.keep and not self._removed(decision.record, directory):
+                failed.append(decision.record)
         self._window = retention.doom_again(self._window, failed)
+
+    def _removed(self, record: Record, directory: str) -> bool:
+        """Remove one checkpoint; return False when that is to be tried again."""
+        reason = self._why_left_alone(record, directory)
+        if reason is not None:
+            logger.warning("the old checkpoint %s is left alone: %s", record.prefix, reason)
+            return True
+        try:
+            if remove_unpinned(record.identity):
+                self._own.pop(record.identity, None)
+                return True
+            logger.info("the old checkpoint %s is being read by another process; it goes later", record.prefix)
+        except OSError as error:
+            logger.warning("could not remove the old checkpoint %s: %s", record.prefix, error)
+        return False
+
+    def _why_left_alone(self, record: Record, directory: str) -> str | None:
+        """Return why a checkpoint that has left the window is not ours to remove; None when it is.
+
+        What this saver has not written itself it knows from a text, which may say anything.
+        """
+        if record.identity in self._own:
+            replaced = read_commit(record.identity) not in (None, self._own[record.identity])
+            return "another save has replaced it" if replaced else None
+        if paths.own_name(directory, record.identity) is None:
+            return f"it was not saved by this Saver, and does not stand in {directory or '.'}"
+        file = paths.find_checkpoint(record.identity)
+        if file is not None and not (stat.S_ISREG(os.lstat(file).st_mode) and is_ours(file)):
+            return "it was not saved by this Saver, and is no intact checkpoint of torchsaver"
+        return None
+
+    def _records_of(self, directory: str) -> Records:
+        real = os.path.realpath(directory or ".")
+        return self._records.setdefault(real, Records(real))
+
+
+def _record(prefix: str, saved: float) -> Record:
+    return Record(prefix, saved, paths.identity(prefix))
+
+
+def _crc32c(listing: Listing) -> int | None:
+    return None if listing.data is None else crc32c(listing.data)
+
+
+def _place(directory: str) -> int:
+    return crc32c(os.fsencode(os.path.realpath(directory or ".")))
+
+
+def _of(commits: Mapping[str, Commit], place: int, state_file: str, but: str = "") -> dict[str, Commit]:
+    """Return the records that were made in this place for this state file, `but` for one name."""
+    return {
+        name: commit
+        for name, commit in commits.items()
+        if (commit.place, commit.state_file) == (place, state_file) and name != but
+    }
+
+
+def _names(records: Iterable[Record], directory: str) -> tuple[str, ...]:
+    """Return the names of those records that stand in the directory itself."""
+    names = (paths.own_name(directory, record.identity) for record in records)
+    return tuple(name for name in names if name is not None)
+
+
+def _merged(others: list[str], listed: Iterable[Record], listing: Listing) -> list[str]:
+    """Return identities for the state file in order of commit: ours, and the others' where they stand among them."""
+    own = [record.identity for record in listed]
+    if not others:
+        return own
+    directory = os.path.dirname(listing.path)
+    on_disk = [paths.identity(os.path.join(directory, name)) for name in listing.names]
+    kept = [identity for identity in on_disk if identity in others or identity in own[:-1]]
+    return [*(identity for identity in own[:-1] if identity not in kept), *kept, own[-1]]

@@ -6,20 +6,22 @@ import math
 import os
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from torchsaver import arguments, restoring
 from torchsaver.errors import VarListError
-from torchsaver.formats.json_text import is_unicode, require_json
+from torchsaver.formats.json_text import require_json
 from torchsaver.formats.manifest import Manifest
 from torchsaver.reader import CheckpointReader
+from torchsaver.recovery import find_newest_valid, times_of_saving
 from torchsaver.rotation import Rotation
-from torchsaver.storage import disk, paths
-from torchsaver.storage.checkpoint_files import get_checkpoint_mtimes, write_checkpoint
+from torchsaver.storage import locks, paths
+from torchsaver.storage.checkpoint_files import StagedCheckpoint, get_checkpoint_mtimes, make_ready
 from torchsaver.variables.objects import gather, require_storable_objects
-from torchsaver.variables.restore_plan import RestoreReport, plan_restore
+from torchsaver.variables.restore_plan import RestoreReport
 from torchsaver.variables.var_list import Entry, Slots, read_var_list, resolve
 
 
@@ -161,13 +163,15 @@ class Saver:
             OSError: The disk is full, the directory may not be written, a directory has the file's name, ...
         """
         slots = resolve(self._built_entries())
-        prefix, step = self._new_prefix(save_path, global_step, latest_filename)
+        prefix, step = arguments.new_prefix(save_path, global_step, latest_filename, self._pad_step_number)
         require_json(metadata)
         if not slots and self._allow_empty:
             return None
         _require_something(slots)
         tensors, trees = gather(slots)
         now = time.time()
+        make_ready(prefix, latest_filename)
+        plan = self._rotation.plan(prefix, now, latest_filename) if write_state else None
         manifest = Manifest(
             global_step=step,
             time=now,
@@ -175,39 +179,14 @@ class Saver:
             complex128=frozenset(key for key, tensor in tensors.items() if tensor.dtype == torch.complex128),
             objects=trees,
             metadata=metadata,
+            commit=plan.commit if plan else None,
         )
-        directory = os.path.dirname(prefix)
-        disk.make_directories(directory)
-        disk.require_room_for(paths.checkpoint_file(prefix))
-        disk.require_room_for(paths.index_file(prefix))
-        disk.require_name(paths.state_file(directory, latest_filename))
-        disk.sweep(directory)
-        write_checkpoint(prefix, tensors, manifest, self._max_shard_bytes)
-        if write_state:
-            self._rotation.record(prefix, now, latest_filename)
-            self._rotation.remove_old()
+        with StagedCheckpoint(prefix, tensors, manifest, self._max_shard_bytes) as staged:
+            if plan:
+                self._rotation.commit(plan, staged.publish)
+            else:
+                staged.publish()
         return prefix
-
-    def _new_prefix(
-        self, save_path: str | os.PathLike[str], global_step: Any, latest_filename: str | None
-    ) -> tuple[str, int | None]:
-        """Return the prefix and step of a save, after checking that its files and the state file get on."""
-        arguments.require_plain_name(latest_filename)
-        step = arguments.step_number(global_step)
-        prefix = paths.step_prefix(paths.path_text(save_path), step, self._pad_step_number)
-        name = os.path.basename(prefix)
-        if not is_unicode(prefix):
-            raise ValueError(f"save_path {prefix!r} is not UTF-8, so the state file could not name it")
-        if not name:
-            raise ValueError(f"save_path {prefix!r} has no file name; add one: {os.path.join(prefix, 'model.ckpt')!r}")
-        if (reason := paths.why_not_a_prefix(name)) is not None:
-            raise ValueError(f"save_path {prefix!r} is no name for a checkpoint: {reason}")
-        state_name = paths.STATE_FILE if latest_filename is None else latest_filename
-        if state_name == name:
-            raise ValueError(
-                f"checkpoint {prefix!r} and the state file {state_name!r} collide; rename one or give a step"
-            )
-        return prefix, step
 
     # ---- restore
 
@@ -235,29 +214,50 @@ class Saver:
             UnsupportedCheckpointError: Readable, but not by this version.
             OSError: As the system gave it.
         """
-        started = time.perf_counter()
         slots = resolve(self._built_entries())
         if not slots and self._allow_empty:
             return RestoreReport()
         with CheckpointReader(save_path) as reader:
-            plan = plan_restore(slots, reader, strict=strict, reshape=self._reshape)
-            if verify:
-                reader.verify(restoring.stored_keys(plan))
-            restoring.require_equal_ties(plan, reader)
-            restoring.require_one_value_a_place(slots, plan, reader)
-            with restoring.objects_loaded(slots, plan, reader):
-                restoring.fill_tensors(slots, plan, reader)
-            return RestoreReport(
-                save_path=reader.save_path,
-                restored=(*plan.sources, *plan.objects),
-                aliases=plan.aliases,
-                missing=tuple(plan.missing),
-                unused=tuple(plan.unused),
-                global_step=reader.global_step,
-                metadata=reader.metadata,
-                bytes=sum(reader.stored(key).nbytes for key in restoring.stored_keys(plan)),
-                seconds=time.perf_counter() - started,
-            )
+            return restoring.restore_from(reader, slots, strict=strict, reshape=self._reshape, verify=verify)
+
+    def resume(
+        self, checkpoint_dir: str | os.PathLike[str], *, latest_filename: str | None = None
+    ) -> RestoreReport | None:
+        """Restore the newest valid checkpoint of a directory and go on with its list of checkpoints.
+
+            report = saver.resume("run")
+            first_step = 0 if report is None else report.global_step + 1
+
+        It is the checkpoint that `newest_valid_checkpoint` returns, read once to verify it and once to restore it. The
+        list becomes what the state file lists up to that checkpoint, or, where the state file is damaged or lost, what
+        the checkpoint itself remembers of it; at the next save, all beyond `max_to_keep` are removed.
+
+        Args:
+            checkpoint_dir: The directory.
+            latest_filename: The state file's name, "checkpoint" by default.
+
+        Returns:
+            What was restored, with what was `skipped` on the way; None when there has never been a checkpoint, and
+            nothing has changed.
+
+        Raises:
+            NoValidCheckpointError: There have been checkpoints, and none is left that holds.
+            MismatchError: The newest valid checkpoint does not fit the variables; an older one is not taken.
+            UnsupportedCheckpointError, RuntimeError, OSError: As `newest_valid_checkpoint` and `restore`.
+        """
+        slots = resolve(self._built_entries())
+        directory = paths.path_text(checkpoint_dir, "checkpoint_dir")
+        search = find_newest_valid(directory, latest_filename)
+        if search is None or search.reader is None:
+            return None
+        try:
+            with search.reader as reader:
+                report = restoring.restore_from(reader, slots, strict=True, reshape=self._reshape, verify=False)
+            kept = times_of_saving(directory, search)
+        finally:
+            locks.unpin(directory)
+        self._rotation.recover(kept, search.listing)
+        return replace(report, skipped=tuple(search.skipped))
 
     # ---- the list of checkpoints
 

@@ -33,6 +33,10 @@ assert_type(report.restored, tuple[str, ...])
 assert_type(report.global_step, int | None)
 assert_type(report.metadata, Any)
 assert_type(saver.last_checkpoints, list[str])
+if (resumed := saver.resume("run", latest_filename="best")) is not None:
+    assert_type(resumed, ts.RestoreReport)
+    assert_type(resumed.skipped, tuple[ts.SkippedCheckpoint, ...])
+assert_type(ts.newest_valid_checkpoint(Path("run")), str | None)
 
 state = ts.get_checkpoint_state("run", latest_filename="best")
 assert_type(state, ts.CheckpointState | None)
@@ -55,5 +59,7 @@ try:
 except ts.MismatchError as error:
     assert_type(error.missing, tuple[str, ...])
     assert_type(error.shapes, tuple[tuple[str, list[int], list[int]], ...])
+except ts.NoValidCheckpointError as error:
+    assert_type(error.skipped[0].reason, str)
 except (ts.CheckpointNotFoundError, ts.CorruptCheckpointError, ts.UnsupportedCheckpointError) as error:
     assert_type(str(error), str)

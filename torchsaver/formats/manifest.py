@@ -2,7 +2,7 @@
 
     {"format_version": 1, "header_crc32c": "........", "crc32c": {KEY: "........"}, "time": .., "versions": {..},
      "global_step": ..?, "aliases": {ALIAS: KEY}?, "complex128": [KEY]?, "objects": {..}?, "metadata": ..?,
-     "shards": {NAME: "........"}?}
+     "shards": {NAME: "........"}?, "commit": {..}?}
 
 `crc32c` covers each tensor's bytes. `header_crc32c` covers everything else that has a meaning: this manifest without
 that field, and every key with its dtype and shape; it does not cover the layout, so that a faithful rewrite by another
@@ -19,7 +19,8 @@ import torch
 
 from torchsaver.errors import CorruptCheckpointError, UnsupportedCheckpointError
 from torchsaver.formats.checksum import crc32c, crc32c_hex
-from torchsaver.formats.json_text import canonical_json, parse_json
+from torchsaver.formats.commit import Commit, commit_from_json, commit_to_json
+from torchsaver.formats.json_text import canonical_json, canonical_pieces, parse_json
 from torchsaver.formats.safetensors_header import TensorSpec
 from torchsaver.version import __version__
 
@@ -41,6 +42,7 @@ class Manifest:
         objects: For each object, the JSON tree its tensors hang in.
         metadata: The user's own JSON value.
         shards: In an index: the header checksum of each shard file.
+        commit: Where the save stands in the order of its directory; None when no state file was to list it.
     """
 
     global_step: int | None = None
@@ -51,6 +53,7 @@ class Manifest:
     objects: Mapping[str, Any] = field(default_factory=dict)
     metadata: Any = None
     shards: Mapping[str, int] = field(default_factory=dict)
+    commit: Commit | None = None
 
     def for_shard(self, keys: Iterable[str]) -> Manifest:
         """Return the manifest of one shard: what belongs to the whole stays in the index."""
@@ -82,7 +85,7 @@ def parse_manifest(text: str, content: Any, keys: Iterable[str], path: str) -> t
         CorruptCheckpointError: Damaged: the checksum differs, or a field has the wrong type.
         UnsupportedCheckpointError: Written by a newer format version.
     """
-    fields = parse_json(text.encode("utf-8", "surrogatepass"), path)
+    fields = parse_json(text, path)
     version = fields.get("format_version")
     if type(version) is int and version > FORMAT_VERSION:
         raise UnsupportedCheckpointError(
@@ -96,13 +99,16 @@ def parse_manifest(text: str, content: Any, keys: Iterable[str], path: str) -> t
     if stored != crc32c_hex(checksum):
         raise CorruptCheckpointError(path, 0, f"header checksum is {crc32c_hex(checksum)}, and {stored!r} is stored")
     manifest = _from_json(fields, path)
-    if not manifest.shards and set(manifest.crc32c) != set(keys):
+    if not manifest.shards and manifest.crc32c.keys() != set(keys):
         _fail(path, "the checksums are not those of the tensors that are there")
     return manifest, checksum
 
 
 def _header_crc32c(fields: Mapping[str, Any], content: Any) -> int:
-    return crc32c(canonical_json([fields, content]).encode("utf-8", "surrogatepass"))
+    checksum = 0
+    for piece in canonical_pieces([fields, content]):
+        checksum = crc32c(piece, checksum)
+    return checksum
 
 
 def is_unnamed(text: str) -> bool:
@@ -121,6 +127,7 @@ def _to_json(manifest: Manifest) -> dict[str, Any]:
         "complex128": sorted(manifest.complex128),
         "objects": dict(manifest.objects),
         "shards": {name: crc32c_hex(value) for name, value in manifest.shards.items()},
+        "commit": None if manifest.commit is None else commit_to_json(manifest.commit),
     }
     fields = {name: value for name, value in fields.items() if value not in (None, {}, [])}
     return fields if manifest.metadata is None else {**fields, "metadata": manifest.metadata}
@@ -146,6 +153,7 @@ def _from_json(fields: Mapping[str, Any], path: str) -> Manifest:
         objects=_object(fields, "objects", object, path),
         metadata=fields.get("metadata"),
         shards=_checksums(fields, "shards", path),
+        commit=_commit(fields, path),
     )
 
 
@@ -155,6 +163,13 @@ def _checksums(fields: Mapping[str, Any], name: str, path: str) -> dict[str, int
         return {key: int(text, 16) for key, text in texts.items()}
     except ValueError as error:
         raise CorruptCheckpointError(path, 0, f"manifest: {name} holds {error}") from error
+
+
+def _commit(fields: Mapping[str, Any], path: str) -> Commit | None:
+    try:
+        return commit_from_json(fields["commit"]) if "commit" in fields else None
+    except ValueError as error:
+        raise CorruptCheckpointError(path, 0, f"manifest: {error}") from error
 
 
 def _object(fields: Mapping[str, Any], name: str, kind: type, path: str) -> dict[str, Any]:

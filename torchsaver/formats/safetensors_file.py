@@ -17,6 +17,7 @@ import torch
 from torchsaver.errors import CorruptCheckpointError
 from torchsaver.formats import safetensors_header as header
 from torchsaver.formats.checksum import crc32c, crc32c_hex
+from torchsaver.formats.json_text import why_too_large
 from torchsaver.formats.manifest import (
     MANIFEST_KEY,
     Manifest,
@@ -28,6 +29,7 @@ from torchsaver.formats.manifest import (
 from torchsaver.formats.regular_file import open_regular
 from torchsaver.formats.tensor_bytes import WINDOW_BYTES, row_major_bytes, stored_spec
 
+_STRINGS = {"format": "pt"}  # other readers want it
 _CHUNK_BYTES = 4 << 20  # checksummed and written while it is still in the processor's cache
 
 
@@ -53,16 +55,16 @@ def write_safetensors(out: Sink, tensors: Mapping[str, torch.Tensor], manifest: 
         manifest: Its `crc32c` is filled in here, while the bytes stream by.
 
     Raises:
-        ValueError: The header would be over MAX_HEADER_BYTES; nothing has been written.
+        ValueError: The header would be over a limit of its reader; nothing has been written.
     """
     specs = header.layout((key, *stored_spec(tensor)) for key, tensor in tensors.items())
     content = described(specs)
     blank, _ = format_manifest(replace(manifest, crc32c=dict.fromkeys(tensors, 0)), content)
-    head_bytes = len(_head(specs, blank))
-    if head_bytes > header.MAX_HEADER_BYTES:
-        limit = f"{header.MAX_HEADER_BYTES} bytes, the format's limit"
-        raise ValueError(f"the header takes {head_bytes} bytes, over {limit}; save fewer keys or less metadata")
-    out.skip(head_bytes)
+    blank_head = _head(specs, blank)
+    reason = header.why_not_readable(blank_head, len(specs) + len(_STRINGS) + 1) or why_too_large(blank)
+    if reason is not None:
+        raise ValueError(f"the header could not be read back: {reason}; save fewer keys or less metadata")
+    out.skip(head_bytes := len(blank_head))
     checksums = {spec.key: _write_tensor(out, tensors[spec.key]) for spec in specs}
     text, header_crc32c = format_manifest(replace(manifest, crc32c=checksums), content)
     head = _head(specs, text)
@@ -72,7 +74,7 @@ def write_safetensors(out: Sink, tensors: Mapping[str, torch.Tensor], manifest: 
 
 
 def _head(specs: list[header.TensorSpec], manifest_text: str) -> bytes:
-    return header.format_header(specs, {"format": "pt", MANIFEST_KEY: manifest_text})
+    return header.format_header(specs, {**_STRINGS, MANIFEST_KEY: manifest_text})
 
 
 def _write_tensor(out: Sink, tensor: torch.Tensor) -> int:
@@ -109,17 +111,16 @@ class SafetensorsFile:
             raise
 
     def _read_header(self, file_bytes: int) -> None:
-        length_data = memoryview(bytearray(min(header.LENGTH_BYTES, file_bytes)))
-        self._read_at(0, length_data)
-        length = header.parse_length(bytes(length_data), file_bytes, self.path)
-        head = memoryview(bytearray(length))
-        self._read_at(header.LENGTH_BYTES, head)
+        length_data = self._read_bytes(0, min(header.LENGTH_BYTES, file_bytes))
+        length = header.parse_length(length_data, file_bytes, self.path)
         self._data_start = header.LENGTH_BYTES + length
-        self.specs, strings = header.parse_header(bytes(head), file_bytes - self._data_start, self.path)
+        head = self._read_bytes(header.LENGTH_BYTES, length)
+        self.specs, strings = header.parse_header(head, file_bytes - self._data_start, self.path)
+        del head  # up to MAX_HEADER_BYTES, and the manifest takes memory of its own
         self.header_crc32c: int | None = None
         if MANIFEST_KEY in strings:
-            content = described(self.specs.values())
-            self.manifest, self.header_crc32c = parse_manifest(strings[MANIFEST_KEY], content, self.specs, self.path)
+            text, content = strings.pop(MANIFEST_KEY), described(self.specs.values())
+            self.manifest, self.header_crc32c = parse_manifest(text, content, self.specs, self.path)
         elif any(is_unnamed(text) for text in strings.values()):
             raise CorruptCheckpointError(self.path, header.LENGTH_BYTES, "the manifest has lost its name")
         else:
@@ -166,6 +167,11 @@ class SafetensorsFile:
             checksum = crc32c(piece, checksum)
         return checksum
 
+    def _read_bytes(self, position: int, nbytes: int) -> bytearray:
+        data = bytearray(nbytes)
+        self._read_at(position, memoryview(data))
+        return data
+
     def _read_at(self, position: int, buffer: memoryview) -> None:
         if not self._close.alive:
             raise ValueError(f"{self.path!r} is closed; read inside the reader's with block")
@@ -181,6 +187,10 @@ class SafetensorsFile:
                     self.path, position + done, f"the file ends {len(buffer) - done} bytes early"
                 )
             done += count
+
+    def fileno(self) -> int:
+        """Return the descriptor, which stays the file's."""
+        return self._fd
 
     def close(self) -> None:
         """Close the file; a second time does nothing."""

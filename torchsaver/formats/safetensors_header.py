@@ -15,10 +15,12 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from torchsaver.errors import CorruptCheckpointError, UnsupportedCheckpointError
-from torchsaver.formats.json_text import is_unicode, parse_json
+from torchsaver.formats.json_text import MAX_TEXT_BYTES, JsonCursor, decode_json, is_unicode, why_too_long
 
 LENGTH_BYTES = 8
-MAX_HEADER_BYTES = 100_000_000  # as safetensors' own reader (tensor.rs, MAX_HEADER_SIZE)
+MAX_HEADER_BYTES = MAX_TEXT_BYTES  # safetensors' own reader takes 100 MB, and a gigabyte of memory for them
+MAX_MEMBERS = 120_000  # tensors and metadata strings: with all that a manifest says of them, 200 MB and 5 s
+_MAX_ENTRY_CHARACTERS = 16_384  # 64 sizes of 20 digits, each on a line of its own, take a fifth
 METADATA_KEY = "__metadata__"
 _FOREIGN = {b"PK\x03\x04": "a zip archive, as torch.save writes", b"model_ch": "a state file: pass its directory"}
 MAX_RANK = 64  # torch's own limit for most operations (TensorIterator)
@@ -48,7 +50,7 @@ DTYPE_BITS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TensorSpec:
     """One tensor of a header: dtype name, shape and its bytes [start, end) in the file's data."""
 
@@ -89,7 +91,16 @@ def format_header(specs: Iterable[TensorSpec], metadata: Mapping[str, str]) -> b
     return len(text).to_bytes(LENGTH_BYTES, "little") + text
 
 
-def parse_length(data: bytes, file_bytes: int, path: str) -> int:
+def why_not_readable(head: bytes, members: int) -> str | None:
+    """Return why `parse_header` would refuse a header of ours with so many tensors and metadata strings, or None."""
+    if len(head) > MAX_HEADER_BYTES:
+        return f"it takes {len(head)} bytes, and {MAX_HEADER_BYTES} are the limit"
+    if members > MAX_MEMBERS:
+        return f"it has {members} tensors and strings, and {MAX_MEMBERS} are the limit"
+    return why_too_long(head[LENGTH_BYTES:])
+
+
+def parse_length(data: bytes | bytearray, file_bytes: int, path: str) -> int:
     """Return the header's length in bytes, checked against the file's size.
 
     Raises:
@@ -110,7 +121,7 @@ def parse_length(data: bytes, file_bytes: int, path: str) -> int:
     return length
 
 
-def parse_header(data: bytes, data_bytes: int, path: str) -> tuple[dict[str, TensorSpec], dict[str, str]]:
+def parse_header(data: bytes | bytearray, data_bytes: int, path: str) -> tuple[dict[str, TensorSpec], dict[str, str]]:
     """Return the specs by key, in the order of the file, and the `__metadata__` strings.
 
     Args:
@@ -122,13 +133,7 @@ def parse_header(data: bytes, data_bytes: int, path: str) -> tuple[dict[str, Ten
         CorruptCheckpointError: Not the JSON of the format, or offsets that do not fit shapes, dtypes or the file.
         UnsupportedCheckpointError: A dtype this version does not know.
     """
-    header = parse_json(data, path, offset=LENGTH_BYTES)
-    metadata = header.pop(METADATA_KEY, {})
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        _fail(path, f"{METADATA_KEY} is not an object of strings")
-    if not is_unicode("".join(header)):
-        _fail(path, "a key holds a lone surrogate")
-    specs = sorted((_parse_spec(key, entry, path) for key, entry in header.items()), key=lambda s: (s.start, s.end))
+    specs, metadata = _parse_members(decode_json(data, path, LENGTH_BYTES), path)
     position = 0
     for spec in specs:
         if spec.start != position:
@@ -137,6 +142,32 @@ def parse_header(data: bytes, data_bytes: int, path: str) -> tuple[dict[str, Ten
     if position != data_bytes:
         _fail(path, f"the tensors take {position} bytes, and {data_bytes} follow the header")
     return {spec.key: spec for spec in specs}, metadata
+
+
+def _parse_members(text: str, path: str) -> tuple[list[TensorSpec], dict[str, str]]:
+    """Return the specs by where they start, and the metadata.
+
+    One entry at a time is parsed and checked, so that what is wrong is refused before the rest takes any memory.
+    """
+    specs: dict[str, TensorSpec] = {}
+    metadata: dict[str, str] | None = None
+    cursor = JsonCursor(text, MAX_MEMBERS)
+    try:
+        for key in cursor.members():
+            if key in specs or (key == METADATA_KEY and metadata is not None):
+                _fail(path, f"key {key!r} stands twice")
+            if key == METADATA_KEY:
+                metadata = cursor.read_strings()
+            else:
+                specs[key] = _parse_spec(key, cursor.read_flat_object(_MAX_ENTRY_CHARACTERS), path)
+        cursor.end()
+    except CorruptCheckpointError:  # a ValueError, and says already what is wrong
+        raise
+    except (ValueError, RecursionError) as error:
+        raise CorruptCheckpointError(path, LENGTH_BYTES, f"header: not JSON of the format: {error}") from error
+    if not is_unicode("".join(specs)):
+        _fail(path, "a key holds a lone surrogate")
+    return sorted(specs.values(), key=lambda spec: (spec.start, spec.end)), metadata or {}
 
 
 def _parse_spec(key: str, entry: Any, path: str) -> TensorSpec:

@@ -14,25 +14,25 @@ from collections.abc import Mapping
 from typing import Any
 
 from torchsaver.errors import CorruptCheckpointError
-from torchsaver.formats.json_text import is_unicode, parse_json
+from torchsaver.formats.json_text import MAX_TEXT_BYTES, is_unicode, parse_json, why_too_large, why_too_long
 from torchsaver.formats.manifest import MANIFEST_KEY, Manifest, format_manifest, parse_manifest
-from torchsaver.formats.safetensors_header import MAX_HEADER_BYTES
 
-MAX_INDEX_BYTES = MAX_HEADER_BYTES
+MAX_INDEX_BYTES = MAX_TEXT_BYTES
 
 
 def format_index(weight_map: Mapping[str, str], total_bytes: int, manifest: Manifest) -> bytes:
     """Return the index's bytes for {key: shard file name}; `total_bytes` is the size of all tensors.
 
     Raises:
-        ValueError: They would be over MAX_INDEX_BYTES.
+        ValueError: They would be over a limit of the reader.
     """
     content = {"weight_map": dict(weight_map), "total_size": total_bytes}
     text, _ = format_manifest(manifest, content)
     index = {"metadata": {"total_size": total_bytes, MANIFEST_KEY: text}, "weight_map": dict(weight_map)}
-    data = (json.dumps(index, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode("utf-8")
-    if len(data) > MAX_INDEX_BYTES:
-        raise ValueError(f"the index takes {len(data)} bytes, over {MAX_INDEX_BYTES}; save fewer keys or less metadata")
+    whole = json.dumps(index, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    data = whole.encode("utf-8")
+    if (reason := why_too_long(data) or why_too_large(whole)) is not None:  # the manifest in it takes less
+        raise ValueError(f"the index could not be read back: {reason}; save fewer keys or less metadata")
     return data
 
 
@@ -68,4 +68,6 @@ def parse_index(data: bytes, path: str) -> tuple[dict[str, str], Manifest]:
 
 def _is_plain_name(name: Any) -> bool:
     separators = [separator for separator in (os.sep, os.altsep, "/", "\0") if separator]
-    return isinstance(name, str) and name not in ("", ".", "..") and not any(s in name for s in separators)
+    if not isinstance(name, str) or name in ("", ".", "..") or not is_unicode(name):
+        return False
+    return not any(separator in name for separator in separators)

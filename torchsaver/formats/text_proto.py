@@ -17,14 +17,19 @@ from typing import Literal, TypeAlias
 Kind: TypeAlias = Literal["string", "strings", "double", "doubles"]  # in the plural: a repeated field
 Value: TypeAlias = "str | float"
 
+MAX_STEPS = 700_000  # tokens, comments and escapes: 230 000 checkpoints, and a second or two
+MAX_STRING = 1 << 20  # bytes; no path has a hundredth of them
+
 _SPACE = re.compile(r"\s+|#[^\n]*")
 _TOKEN = re.compile(
     r"""(?P<name>[A-Za-z_][0-9A-Za-z_]*)
       | (?P<number>(?:[0-9+-]|\.[0-9])[0-9a-zA-Z_.+-]*)
-      | (?P<string>"[^"\\\n]*(?:\\[^\n][^"\\\n]*)*"|'[^'\\\n]*(?:\\[^\n][^'\\\n]*)*')
+      | (?P<quote>["'])
       | (?P<mark>[][:,;])""",
     re.VERBOSE,
 )
+# A string is read from stop to stop: one pattern for all of it takes 200 bytes of memory an escape.
+_STOPS = {quote: re.compile(rf"[{quote}\\\n]") for quote in "\"'"}
 _ESCAPE = re.compile(
     r"\\(?:(?P<octal>[0-7]{1,3})|x(?P<hex>[0-9a-fA-F]{1,2})|u(?P<u4>[0-9a-fA-F]{4})|U(?P<u8>[0-9a-fA-F]{8})|(?P<letter>.))"
 )
@@ -59,7 +64,8 @@ def parse_text(text: str, fields: Mapping[str, Kind]) -> dict[str, list[Value]]:
         A list for every name in `fields`, empty when the field is absent. For a single field the last value counts.
 
     Raises:
-        TextProtoError: The text does not parse, or holds a name not in `fields`.
+        TextProtoError: The text does not parse, holds a name not in `fields`, or takes more than
+            MAX_STEPS or MAX_STRING.
     """
     values: dict[str, list[Value]] = {name: [] for name in fields}
     tokens = _Tokens(text)
@@ -85,17 +91,24 @@ def format_text(fields: Iterable[tuple[str, Value]]) -> str:
 
 
 class _Tokens:
-    """A cursor over the text: the token at hand is (kind, text, position); kind is "" at the end."""
+    """A cursor over the text: the token at hand is (kind, text, position); kind is "" at the end.
+
+    Of a string only the quote is a token; `take_string` reads on from there.
+    """
 
     def __init__(self, text: str) -> None:
         self._source = text
         self._next = 0
+        self._steps_left = MAX_STEPS
         self.advance()
 
     def advance(self) -> None:
         self.position = self._next
         while space := _SPACE.match(self._source, self.position):
+            if self._source[self.position] == "#":
+                self._step()
             self.position = space.end()
+        self._step()
         match = _TOKEN.match(self._source, self.position)
         if match is None and self.position < len(self._source):
             raise TextProtoError(self.position, f"unexpected {self._source[self.position]!r}")
@@ -103,17 +116,52 @@ class _Tokens:
         self.text = match.group() if match else ""
         self._next = match.end() if match else self.position
 
+    def _step(self) -> None:
+        self._steps_left -= 1
+        if self._steps_left < 0:
+            raise TextProtoError(self.position, f"it takes over {MAX_STEPS} tokens, comments and escapes")
+
+    def take_string(self) -> bytes:
+        """Return the bytes of the string whose quote is at hand."""
+        if self.kind != "quote":
+            raise self._unexpected("a quoted string")
+        quote, position = self.text, self.position
+        data = bytearray()
+        start = self._next
+        while (stop := _STOPS[quote].search(self._source, start)) and stop.group() == "\\":
+            self._step()
+            data += self._plain_bytes(start, stop.start())
+            escape = _ESCAPE.match(self._source, stop.start())
+            if escape is None:
+                break
+            data += _escaped_bytes(escape, position)
+            start = escape.end()
+        if stop is None or stop.group() != quote:
+            raise TextProtoError(position, f"unexpected {quote!r}, which no other one closes on its line")
+        data += self._plain_bytes(start, stop.start())
+        self._next = stop.end()
+        self.advance()
+        return bytes(data)
+
+    def _plain_bytes(self, start: int, end: int) -> bytes:
+        if end - start > MAX_STRING:
+            raise TextProtoError(start, f"a string is longer than {MAX_STRING} bytes")
+        return self._source[start:end].encode("utf-8", "surrogatepass")
+
     def take(self, kind: str, wanted: str) -> tuple[str, int]:
         if self.kind != kind:
-            raise TextProtoError(self.position, f"wanted {wanted}, found {self.text or 'the end'!r}")
+            raise self._unexpected(wanted)
         taken = self.text, self.position
         self.advance()
         return taken
 
     def take_mark(self, mark: str) -> None:
         if self.text != mark:
-            raise TextProtoError(self.position, f"wanted {mark!r}, found {self.text or 'the end'!r}")
+            raise self._unexpected(repr(mark))
         self.advance()
+
+    def _unexpected(self, wanted: str) -> TextProtoError:
+        return TextProtoError(self.position, f"wanted {wanted}, found {self.text or 'the end'!r}")
 
 
 def _read_list(tokens: _Tokens, kind: Kind) -> list[Value]:
@@ -130,10 +178,10 @@ def _read_list(tokens: _Tokens, kind: Kind) -> list[Value]:
 def _read_value(tokens: _Tokens, kind: Kind) -> Value:
     if kind in ("double", "doubles"):
         return _read_double(tokens)
-    text, position = tokens.take("string", "a quoted string")
-    data = bytearray(_unescape(text, position))
-    while tokens.kind == "string":  # adjacent strings are one
-        data += _unescape(*tokens.take("string", "a quoted string"))
+    position = tokens.position
+    data = bytearray(tokens.take_string())
+    while tokens.kind == "quote":  # adjacent strings are one
+        data += tokens.take_string()
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -146,16 +194,6 @@ def _read_double(tokens: _Tokens) -> float:
     if match is None:
         raise TextProtoError(position, f"{text!r} is not a number")
     return float(match["number"])
-
-
-def _unescape(literal: str, position: int) -> bytes:
-    data, end = bytearray(), 1
-    body_end = len(literal) - 1
-    for match in _ESCAPE.finditer(literal, 1, body_end):
-        data += literal[end : match.start()].encode("utf-8", "surrogatepass")
-        data += _escaped_bytes(match, position)
-        end = match.end()
-    return bytes(data + literal[end:body_end].encode("utf-8", "surrogatepass"))
 
 
 def _escaped_bytes(match: re.Match[str], position: int) -> bytes:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import logging
 import os
+import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from types import TracebackType
 
 import torch
 
@@ -14,15 +18,56 @@ from torchsaver.formats.manifest import Manifest
 from torchsaver.formats.regular_file import read_regular
 from torchsaver.formats.safetensors_file import SafetensorsFile, write_safetensors
 from torchsaver.formats.shard_index import MAX_INDEX_BYTES, format_index, parse_index
-from torchsaver.storage import disk, paths
+from torchsaver.storage import disk, locks, paths
 
 logger = logging.getLogger("torchsaver")
 
 
-def write_checkpoint(
-    prefix: str, tensors: Mapping[str, torch.Tensor], manifest: Manifest, max_shard_bytes: int | None = None
-) -> None:
-    """Write tensors and manifest under `prefix`, durably, in place of any checkpoint that is there.
+def make_ready(prefix: str, latest_filename: str | None) -> None:
+    """Make a save's directory, check that its files can have their names, and sweep what dead writers have left.
+
+    Raises:
+        IsADirectoryError, NotADirectoryError, FileExistsError: Something is in the way.
+        OSError: A name is too long, the place may not be looked at or written to, ...
+    """
+    directory = os.path.dirname(prefix)
+    disk.make_directories(directory)
+    _require_room_for(paths.checkpoint_file(prefix))
+    _require_room_for(paths.index_file(prefix))
+    _require_name(paths.state_file(directory, latest_filename))
+    disk.sweep(directory)
+
+
+def _require_name(path: str) -> None:
+    """Check that the system allows a file to be called `path`.
+
+    Raises:
+        OSError: The name is too long, or the place may not be looked at.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        os.lstat(path)
+
+
+def _require_room_for(path: str) -> None:
+    """Check that a file can take the name `path`: no directory has it, and the system allows it.
+
+    Raises:
+        IsADirectoryError: A directory stands there.
+        OSError: The name is too long, or the place may not be looked at.
+    """
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    if stat.S_ISDIR(mode):
+        message = "a directory stands where the checkpoint file goes; move it away or save under another name"
+        raise IsADirectoryError(errno.EISDIR, message, path)
+
+
+class StagedCheckpoint:
+    """A new checkpoint, written and on the device under temporary names; `publish` gives it its own.
+
+    Used as a context; leaving it without `publish` removes what was written.
 
     Args:
         prefix: Its directory exists.
@@ -31,17 +76,94 @@ def write_checkpoint(
         max_shard_bytes: Above this size the tensors go into several files with an index; None: always one file.
 
     Raises:
-        OSError: The old checkpoint counts as before; or, if only a directory could not be synced, the new one does.
-        FileExistsError: Another process has published shards of the same prefix meanwhile.
+        OSError: The files cannot be written; nothing is left.
     """
-    old, left = _files_of(prefix), _leftover_shards(prefix)
-    shards = _plan_shards(tensors, max_shard_bytes)
-    new = _write_single(prefix, tensors, manifest) if len(shards) == 1 else _write_shards(prefix, shards, manifest)
-    for path in old:
-        if path not in new:
-            _remove_superseded(path)
-    for path in left:
-        disk.remove_if_abandoned(path)
+
+    def __init__(
+        self,
+        prefix: str,
+        tensors: Mapping[str, torch.Tensor],
+        manifest: Manifest,
+        max_shard_bytes: int | None = None,
+    ) -> None:
+        self._prefix = prefix
+        self._single, self._index = paths.checkpoint_file(prefix), paths.index_file(prefix)
+        self._shards: list[str] = []
+        self._stage = disk.Stage()
+        try:
+            self._write(_plan_shards(tensors, max_shard_bytes), manifest)
+        except BaseException:
+            self._stage.close()
+            raise
+
+    def _write(self, shards: list[dict[str, torch.Tensor]], manifest: Manifest) -> None:
+        if len(shards) == 1:
+            write_safetensors(self._stage.create(self._single), shards[0], manifest)
+        else:
+            self._shards = paths.shard_files(self._prefix, len(shards))
+            self._write_shards(shards, manifest)
+        self._stage.sync()
+
+    def _write_shards(self, shards: list[dict[str, torch.Tensor]], manifest: Manifest) -> None:
+        checksums, weight_map = {}, {}
+        for path, tensors in zip(self._shards, shards, strict=True):
+            name = os.path.basename(path)
+            checksums[name] = write_safetensors(self._stage.create(path), tensors, manifest.for_shard(tensors))
+            weight_map.update(dict.fromkeys(tensors, name))
+        total_bytes = sum(tensor.nbytes for tensors in shards for tensor in tensors.values())
+        index = format_index(weight_map, total_bytes, replace(manifest, complex128=frozenset(), shards=checksums))
+        self._stage.create(self._index).write(index)
+
+    def publish(self) -> None:
+        """Make the checkpoint durable under its prefix, in place of any that is there.
+
+        Raises:
+            OSError: The old checkpoint counts as before; or, if only a directory could not be synced, the new one does.
+            FileExistsError: Another process has published shards of the same prefix meanwhile.
+        """
+        old, left = _files_of(self._prefix), _leftover_shards(self._prefix)
+        new = self._publish_shards() if self._shards else self._publish_single()
+        self._stage.unlock()
+        for path in old:
+            if path not in new:
+                _remove_superseded(path)
+        for path in left:
+            disk.remove_if_abandoned(path)
+
+    def _publish_single(self) -> list[str]:
+        self._stage.publish()
+        if os.path.lexists(self._index):  # an index counts before a file: without it the new one counts
+            disk.remove(self._index)
+            disk.sync_directory(os.path.dirname(self._prefix))
+        return [self._single]
+
+    def _publish_shards(self) -> list[str]:
+        try:
+            self._stage.publish(self._shards, only_new=True)
+            self._stage.publish([self._index])  # the commit point
+        except BaseException:
+            published = [path for path in self._stage.published() if path in self._shards]
+            if not set(published) & set(_named_shards(self._prefix)):  # without an index they are nothing
+                for path in published:
+                    disk.remove(path)
+            raise
+        return [self._index, *self._shards]
+
+    def __enter__(self) -> StagedCheckpoint:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stage.close()
+
+
+def write_checkpoint(
+    prefix: str, tensors: Mapping[str, torch.Tensor], manifest: Manifest, max_shard_bytes: int | None = None
+) -> None:
+    """Write a checkpoint and publish it at once; arguments and errors as StagedCheckpoint and its `publish`."""
+    with StagedCheckpoint(prefix, tensors, manifest, max_shard_bytes) as staged:
+        staged.publish()
 
 
 def _remove_superseded(path: str) -> None:
@@ -49,39 +171,6 @@ def _remove_superseded(path: str) -> None:
         disk.remove(path)
     except OSError as error:  # the new checkpoint is there and counts
         logger.warning("could not remove %s, which a new save has replaced: %s", path, error)
-
-
-def _write_single(prefix: str, tensors: Mapping[str, torch.Tensor], manifest: Manifest) -> list[str]:
-    path = paths.checkpoint_file(prefix)
-    with disk.Stage() as stage:
-        write_safetensors(stage.create(path), tensors, manifest)
-        stage.publish()
-    if os.path.lexists(paths.index_file(prefix)):  # an index counts before a file: without it the new one counts
-        disk.remove(paths.index_file(prefix))
-        disk.sync_directory(os.path.dirname(prefix))
-    return [path]
-
-
-def _write_shards(prefix: str, shards: list[dict[str, torch.Tensor]], manifest: Manifest) -> list[str]:
-    names = paths.shard_files(prefix, len(shards))
-    checksums, weight_map = {}, {}
-    stage = disk.Stage()
-    try:
-        with stage:
-            for path, tensors in zip(names, shards, strict=True):
-                name = os.path.basename(path)
-                checksums[name] = write_safetensors(stage.create(path), tensors, manifest.for_shard(tensors))
-                weight_map.update(dict.fromkeys(tensors, name))
-            total_bytes = sum(tensor.nbytes for tensors in shards for tensor in tensors.values())
-            index = format_index(weight_map, total_bytes, replace(manifest, complex128=frozenset(), shards=checksums))
-            stage.publish(only_new=True)
-            disk.write_atomic(paths.index_file(prefix), index)  # the commit point
-    except BaseException:
-        if not set(stage.published) & set(_named_shards(prefix)):  # without an index they are nothing
-            for path in stage.published:
-                disk.remove(path)
-        raise
-    return [paths.index_file(prefix), *names]
 
 
 def _plan_shards(tensors: Mapping[str, torch.Tensor], max_shard_bytes: int | None) -> list[dict[str, torch.Tensor]]:
@@ -115,7 +204,7 @@ def _leftover_shards(prefix: str) -> list[str]:
     names = sorted(name for name in os.listdir(directory or ".") if paths.is_shard_of(prefix, name))
     possible = [os.path.join(directory, name) for name in names]
     named = _named_shards(prefix)
-    return [path for path in possible if path not in named and _is_ours(path)]
+    return [path for path in possible if path not in named and is_ours(path)]
 
 
 def _named_shards(prefix: str) -> list[str]:
@@ -129,8 +218,11 @@ def _named_shards(prefix: str) -> list[str]:
     return [os.path.join(os.path.dirname(prefix), name) for name in names]
 
 
-def _is_ours(path: str) -> bool:
+def is_ours(path: str) -> bool:
+    """Return whether a file is one that torchsaver wrote and that still says so: a checkpoint, a shard or an index."""
     try:
+        if paths.is_index(path):
+            return bool(parse_index(read_regular(path, MAX_INDEX_BYTES), path)[1].shards)
         with SafetensorsFile(path) as file:
             return file.header_crc32c is not None
     except (OSError, CorruptCheckpointError, UnsupportedCheckpointError):
@@ -153,6 +245,14 @@ def remove_checkpoint(checkpoint_prefix: str | os.PathLike[str]) -> None:
             disk.remove(path)
         for path in left:
             disk.remove_if_abandoned(path)
+
+
+def remove_unpinned(prefix: str) -> bool:
+    """Remove a checkpoint, or return False when another process has pinned it: it was told that this is the newest."""
+    with locks.unused(_files_of(prefix)) as free:
+        if free:
+            remove_checkpoint(prefix)
+    return free
 
 
 def checkpoint_exists(checkpoint_prefix: str | os.PathLike[str]) -> bool:

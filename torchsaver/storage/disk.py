@@ -2,6 +2,7 @@
 
 A file is written under a temporary name in its own directory, synced, and renamed into place; then the directory is
 synced. A lock on the temporary file says that its writer is alive: `sweep` removes those whose writer is not.
+Names come before calls: whatever interrupts a call, what it may have made is known and is cleared away.
 """
 
 from __future__ import annotations
@@ -10,16 +11,10 @@ import contextlib
 import errno
 import logging
 import os
-import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from types import TracebackType
 
-from torchsaver.storage import paths
-
-try:
-    import fcntl
-except ImportError:  # Windows: no lock, so no sweep either
-    fcntl = None  # type: ignore[assignment]
+from torchsaver.storage import locks, paths
 
 logger = logging.getLogger("torchsaver")
 
@@ -36,9 +31,27 @@ class NewFile:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self._temporary, self._fd = _create_temporary(path)
+        self._temporary = ""
+        self._fd = -1
         self._position = 0
         self._pending = bytearray()
+        self._is_synced = False
+
+    def open(self) -> None:
+        """Create the temporary file, locked: while this process lives, no sweep takes it."""
+        while True:
+            self._temporary = paths.temporary_file(os.path.dirname(self.path))
+            with _naming(self.path):
+                # The mode is cut by the umask. O_EXCL and O_NOFOLLOW: a planted file or link is never written through.
+                flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+                try:
+                    self._fd = os.open(self._temporary, flags, 0o666)
+                except FileExistsError:
+                    self._temporary = ""  # planted: not ours to remove
+                    raise
+                if locks.acquire(self._fd) is not False and os.fstat(self._fd).st_nlink:
+                    return
+                self._close()  # a sweep took it between its creation and the lock
 
     def skip(self, nbytes: int) -> None:
         """Go on `nbytes` further; what is left out reads as zeros until it is written."""
@@ -62,13 +75,19 @@ class NewFile:
     def sync(self) -> None:
         """Hand the bytes to the device and wait for it. After an error the file is lost: no second fsync would tell."""
         self._flush()
-        with _naming(self.path):
-            os.fsync(self._fd)
+        if not self._is_synced:
+            with _naming(self.path):
+                os.fsync(self._fd)
+            self._is_synced = True
 
     def rename(self) -> None:
         """Give the file its own name, in place of what had it."""
         with _naming(self.path):
-            os.replace(self._temporary, self.path)
+            try:
+                os.replace(self._temporary, self.path)
+            except OSError:
+                if not self.is_at_its_path():
+                    raise
         self._temporary = ""
 
     def rename_to_new(self) -> None:
@@ -80,13 +99,26 @@ class NewFile:
         with _naming(self.path):
             try:
                 os.link(self._temporary, self.path)  # unlike a rename it takes no other file's place; close() ends it
-            except FileExistsError as error:
-                message = "another process is saving the same checkpoint; let one process save, or each its own prefix"
-                raise FileExistsError(errno.EEXIST, message, self.path) from error
             except OSError as error:
+                if self.is_at_its_path():
+                    return
+                if isinstance(error, FileExistsError):
+                    message = "another process is saving the same checkpoint; let one save, or each its own prefix"
+                    raise FileExistsError(errno.EEXIST, message, self.path) from error
                 if error.errno not in _NO_LINKS or os.path.lexists(self.path):
                     raise
                 self.rename()
+
+    def unlock(self) -> None:
+        """Let others lock the file."""
+        locks.release(self._fd)
+
+    def is_at_its_path(self) -> bool:
+        """Return whether the file has its name, also when the call that gave it reported a failure (as NFS may)."""
+        try:
+            return os.path.samestat(os.lstat(self.path), os.fstat(self._fd))
+        except OSError:
+            return False
 
     def close(self) -> None:
         """Close the file, and remove it if it has not got its name; a failure is logged, the sweep will see to it."""
@@ -95,16 +127,24 @@ class NewFile:
                 if self._temporary:
                     remove(self._temporary)
             finally:
-                os.close(self._fd)
+                self._close()
         except OSError as error:
             logger.warning("could not clear away %s, left by a save of %s: %s", self._temporary, self.path, error)
 
+    def _close(self) -> None:
+        fd, self._fd = self._fd, -1  # the system closes a descriptor whatever it reports
+        if fd >= 0:
+            locks.release(fd)
+            os.close(fd)
+
     def _flush(self) -> None:
         pending, self._pending = self._pending, bytearray()
-        self._write_at(self._position, pending)
-        self._position += len(pending)
+        if pending:
+            self._write_at(self._position, pending)
+            self._position += len(pending)
 
     def _write_at(self, position: int, data: bytes | bytearray | memoryview) -> None:
+        self._is_synced = False
         with _naming(self.path):
             done = 0
             while done < len(data):
@@ -114,36 +154,54 @@ class NewFile:
 class Stage:
     """New files that get their names together, in the order made, once all of them are on the device.
 
-    Used as a context; leaving it without `publish` removes what was written. Until it is left, its files are locked,
-    also under their own names: `remove_if_abandoned` leaves them alone.
+    Used as a context; leaving it without `publish` removes what was written.
     """
 
     def __init__(self) -> None:
-        self.published: list[str] = []
         self._files: list[NewFile] = []
+        self._closing = contextlib.ExitStack()
 
     def create(self, path: str) -> NewFile:
         """Return a new file that is to become `path`, after what was staged before is safe on the device."""
+        self.sync()
+        file = NewFile(path)
+        self._closing.callback(file.close)
+        file.open()
+        self._files.append(file)
+        return file
+
+    def sync(self) -> None:
+        """Bring what was staged last onto the device."""
         if self._files:
             self._files[-1].sync()
-        self._files.append(NewFile(path))
-        return self._files[-1]
 
-    def publish(self, *, only_new: bool = False) -> None:
-        """Sync the files, rename them, and sync their directories; then they are there for good.
+    def publish(self, names: Collection[str] | None = None, *, only_new: bool = False) -> None:
+        """Give the files, or those with these own `names`, their names, and sync their directories: they are there.
 
-        With `only_new`, a name that is taken is a FileExistsError, and the files renamed so far are in `published`.
+        With `only_new`, a name that is taken is a FileExistsError.
         """
-        if self._files:
-            self._files[-1].sync()
-        for file in self._files:
+        self.sync()
+        files = [file for file in self._files if names is None or file.path in names]
+        for file in files:
             if only_new:
                 file.rename_to_new()
             else:
                 file.rename()
-            self.published.append(file.path)
-        for directory in {os.path.dirname(file.path) for file in self._files}:
+        for directory in {os.path.dirname(file.path) for file in files}:
             sync_directory(directory)
+
+    def published(self) -> list[str]:
+        """Return the names that files have got, whatever the calls that gave them reported."""
+        return [file.path for file in self._files if file.is_at_its_path()]
+
+    def unlock(self) -> None:
+        """Let others lock the files, which have their names."""
+        for file in self._files:
+            file.unlock()
+
+    def close(self) -> None:
+        """Close the files, and remove those without a name of their own."""
+        self._closing.close()
 
     def __enter__(self) -> Stage:
         return self
@@ -151,8 +209,7 @@ class Stage:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for file in self._files:
-            file.close()
+        self.close()
 
 
 def write_atomic(path: str, data: bytes) -> None:
@@ -191,32 +248,6 @@ def make_directories(directory: str) -> None:
         raise
 
 
-def require_name(path: str) -> None:
-    """Check that the system allows a file to be called `path`.
-
-    Raises:
-        OSError: The name is too long, or the place may not be looked at.
-    """
-    with contextlib.suppress(FileNotFoundError):
-        os.lstat(path)
-
-
-def require_room_for(path: str) -> None:
-    """Check that a file can take the name `path`: no directory has it, and the system allows it.
-
-    Raises:
-        IsADirectoryError: A directory stands there.
-        OSError: The name is too long, or the place may not be looked at.
-    """
-    try:
-        mode = os.lstat(path).st_mode
-    except FileNotFoundError:
-        return
-    if stat.S_ISDIR(mode):
-        message = "a directory stands where the checkpoint file goes; move it away or save under another name"
-        raise IsADirectoryError(errno.EISDIR, message, path)
-
-
 def remove(path: str) -> None:
     """Remove one file by its literal name; one that is gone already is no error."""
     with contextlib.suppress(FileNotFoundError):
@@ -235,8 +266,6 @@ def sync_directory(directory: str) -> None:
 
 def sweep(directory: str) -> None:
     """Remove temporary files whose writers have died; those of live writers are left alone."""
-    if fcntl is None:
-        return
     for name in os.listdir(directory or "."):
         if paths.is_temporary(name):
             path = os.path.join(directory, name)
@@ -248,44 +277,16 @@ def sweep(directory: str) -> None:
 
 def remove_if_abandoned(path: str) -> None:
     """Remove a file unless a Stage of a live writer, in this process or another, still holds it."""
-    if fcntl is None:
-        return
     try:
         fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:  # its writer has just finished
         return
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        remove(path)
-    except BlockingIOError:  # its writer is alive
-        pass
+        if locks.acquire(fd):
+            remove(path)
     finally:
+        locks.release(fd)
         os.close(fd)
-
-
-def _create_temporary(path: str) -> tuple[str, int]:
-    directory = os.path.dirname(path)
-    while True:
-        temporary = paths.temporary_file(directory)
-        with _naming(path):
-            # The mode is cut by the umask. O_EXCL and O_NOFOLLOW: a planted file or link is never written through.
-            fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-        if _lock(fd):
-            return temporary, fd
-        os.close(fd)
-
-
-def _lock(fd: int) -> bool:
-    """Lock a new temporary file; False when another process's sweep took it between its creation and the lock."""
-    if fcntl is None:
-        return True
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks: nobody can sweep there
-        return True
-    return os.fstat(fd).st_nlink > 0
 
 
 @contextlib.contextmanager

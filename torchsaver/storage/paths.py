@@ -16,11 +16,14 @@ import os
 import re
 import secrets
 import stat
+from collections.abc import Iterable
 from typing import Any
 
 FILE_ENDING = ".safetensors"
 INDEX_ENDING = ".safetensors.index.json"
 STATE_FILE = "checkpoint"
+_MOST_DIRECTORIES = 1000
+_SHARD = re.compile(r"(-[0-9]{5,}-of-[0-9]{5,}|-s[0-9a-f]{16})\Z")
 _TEMPORARY = re.compile(r"\.torchsaver-[0-9a-f]{16}\.tmp")
 
 
@@ -68,7 +71,7 @@ def why_not_a_prefix(name: str) -> str | None:
     """Return why a checkpoint cannot have this base name: it would look like another file of ours."""
     if name.endswith((FILE_ENDING, INDEX_ENDING)):
         return f"it ends like a file; leave {FILE_ENDING} off, save() adds it"
-    if re.fullmatch(r".*(-[0-9]{5,}-of-[0-9]{5,}|-s[0-9a-f]{16})", name, re.DOTALL):
+    if _SHARD.search(name):
         return "it looks like a shard of another checkpoint; choose another"
     return None
 
@@ -79,6 +82,34 @@ def is_shard_of(prefix: str, name: str) -> bool:
     return (
         re.fullmatch(rf"{stem}(-s[0-9a-f]{{16}})?-[0-9]{{5,}}-of-[0-9]{{5,}}{re.escape(FILE_ENDING)}", name) is not None
     )
+
+
+def prefix_name(name: str) -> str | None:
+    """Return the base name of the prefix that a file of ours (index, file, shard) belongs to, None for other names."""
+    if name.endswith(INDEX_ENDING):
+        return name.removesuffix(INDEX_ENDING) or None
+    if not name.endswith(FILE_ENDING):
+        return None
+    return re.sub(r"(-s[0-9a-f]{16})?-[0-9]{5,}-of-[0-9]{5,}$", "", name.removesuffix(FILE_ENDING)) or None
+
+
+def own_name(directory: str, prefix: str) -> str | None:
+    """Return the base name of a prefix that stands in `directory` itself, None for any other."""
+    return own_names(directory, [prefix])[prefix]
+
+
+def own_names(directory: str, prefixes: Iterable[str]) -> dict[str, str | None]:
+    """Return for each prefix its base name if it stands in `directory` itself, else None: a text may say anything."""
+    real = os.path.realpath(directory or ".")
+    parents = {directory: real, real: real}  # looking one up takes the system's time, and a text may name very many
+    names: dict[str, str | None] = {}
+    for prefix in prefixes:
+        parent, name = os.path.split(prefix)
+        if parent not in parents and len(parents) < _MOST_DIRECTORIES and "\0" not in parent:
+            parents[parent] = os.path.realpath(parent or ".")
+        is_own = parents.get(parent) == real and name not in ("", ".", "..") and "\0" not in name
+        names[prefix] = name if is_own and why_not_a_prefix(name) is None else None
+    return names
 
 
 def find_checkpoint(save_path: str) -> str | None:

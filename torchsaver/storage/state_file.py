@@ -96,29 +96,48 @@ def get_checkpoint_state(
         raise TypeError(f"checkpoint_dir is a str or os.PathLike, not {type(checkpoint_dir).__name__}")
     directory = os.fspath(checkpoint_dir)
     path = paths.state_file(directory, latest_filename)
-    data = _read(path)
-    if data is None:
+    data, problem = read_state_data(path)
+    state = None
+    if data is not None:
+        state, problem = parse_state_data(data, path)
+    if problem is not None and isinstance(problem.__cause__, TextProtoError):
+        logger.warning("%s is not a state file, and counts as none: %s", path, problem.__cause__)
         return None
-    try:
-        state = parse_state(data.decode("utf-8"))
-    except TextProtoError as error:
-        logger.warning("%s is not a state file, and counts as none: %s", path, error)
-        return None
-    except UnicodeDecodeError as error:
-        raise CorruptCheckpointError(path, error.start, "a state file is UTF-8 text") from error
-    if not state.model_checkpoint_path:
-        raise CorruptCheckpointError(path, 0, "it names no newest checkpoint (model_checkpoint_path)")
-    state.model_checkpoint_path = os.path.join(directory, state.model_checkpoint_path)
-    state.all_model_checkpoint_paths = [os.path.join(directory, kept) for kept in state.all_model_checkpoint_paths]
+    if problem is not None:
+        raise problem
+    if state is not None:
+        state.model_checkpoint_path = os.path.join(directory, state.model_checkpoint_path)
+        state.all_model_checkpoint_paths = [os.path.join(directory, kept) for kept in state.all_model_checkpoint_paths]
     return state
 
 
-def _read(path: str) -> bytes | None:
-    """Return the bytes of a state file, None when none is there (a directory in its place is none, as in TF)."""
+def read_state_data(path: str) -> tuple[bytes | None, CorruptCheckpointError | None]:
+    """Return the bytes of a state file, or what is wrong with what stands there; a directory is nothing, as in TF.
+
+    Raises:
+        OSError: Something is there and cannot be read.
+    """
     try:
-        return read_regular(path, _MAX_STATE_BYTES)
+        return read_regular(path, _MAX_STATE_BYTES), None
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        return None
+        return None, None
+    except CorruptCheckpointError as error:
+        return None, error
+
+
+def parse_state_data(data: bytes, path: str) -> tuple[CheckpointState | None, CorruptCheckpointError | None]:
+    """Return what the bytes of the state file `path` say, or why they say nothing."""
+    try:
+        state = parse_state(data.decode("utf-8"))
+    except TextProtoError as error:
+        problem = CorruptCheckpointError(path, 0, f"it is no state file: {error}")
+        problem.__cause__ = error
+        return None, problem
+    except UnicodeDecodeError as error:
+        return None, CorruptCheckpointError(path, error.start, "a state file is UTF-8 text")
+    if not state.model_checkpoint_path:
+        return None, CorruptCheckpointError(path, 0, "it names no newest checkpoint (model_checkpoint_path)")
+    return state, None
 
 
 def latest_checkpoint(checkpoint_dir: str | os.PathLike[str], *, latest_filename: str | None = None) -> str | None:
@@ -137,17 +156,18 @@ def latest_checkpoint(checkpoint_dir: str | os.PathLike[str], *, latest_filename
         CorruptCheckpointError: As `get_checkpoint_state`.
         OSError: Something is there and cannot be read.
     """
-    state = get_checkpoint_state(checkpoint_dir, latest_filename=latest_filename)
-    if state is None:
-        return None
-    if paths.find_checkpoint(state.model_checkpoint_path) is None:
-        logger.error(
-            "%s names %s as the newest checkpoint, and it is not there",
-            paths.state_file(os.fspath(checkpoint_dir), latest_filename),
-            state.model_checkpoint_path,
-        )
-        return None
-    return state.model_checkpoint_path
+    before = None
+    while (state := get_checkpoint_state(checkpoint_dir, latest_filename=latest_filename)) is not None:
+        if paths.find_checkpoint(state.model_checkpoint_path) is not None:
+            return state.model_checkpoint_path
+        if state.model_checkpoint_path == before:
+            path = paths.state_file(os.fspath(checkpoint_dir), latest_filename)
+            logger.error("%s names %s as the newest checkpoint, and it is not there", path, state.model_checkpoint_path)
+            return None
+        before = (
+            state.model_checkpoint_path
+        )  # a writer may have rotated it away meanwhile: then the file names a newer one by now
+    return None
 
 
 def generate_checkpoint_state_proto(

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import torch
 
-from torchsaver.errors import CorruptCheckpointError, MismatchError, nearest_keys
+from torchsaver.errors import CorruptCheckpointError, MismatchError, SkippedCheckpoint, nearest_keys
 from torchsaver.formats.tensor_bytes import dtype_text, why_not_writable
 from torchsaver.variables.state_tree import tensor_keys
 from torchsaver.variables.var_list import Slots
@@ -83,6 +83,7 @@ class RestoreReport:
         metadata: The JSON value it was saved with, or None.
         bytes: Size of the restored tensors as stored.
         seconds: How long it took.
+        skipped: By `resume`: the checkpoints that were not taken, and why.
     """
 
     save_path: str = ""
@@ -94,6 +95,7 @@ class RestoreReport:
     metadata: Any = None
     bytes: int = 0
     seconds: float = 0.0
+    skipped: tuple[SkippedCheckpoint, ...] = ()
 
     def __repr__(self) -> str:
         step = "" if self.global_step is None else f", step {self.global_step}"
@@ -102,6 +104,8 @@ class RestoreReport:
         for what, keys in (("tied", self.aliases), ("missing", self.missing), ("unused", self.unused)):
             if keys:
                 parts.append(f"{len(keys)} {what}: {_some(keys)}")
+        if self.skipped:
+            parts.append(f"{len(self.skipped)} skipped: {_some(skip.save_path for skip in self.skipped)}")
         return f"<RestoreReport: {'; '.join(parts)}>"
 
 

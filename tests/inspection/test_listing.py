@@ -7,7 +7,7 @@ import torch
 
 import torchsaver as ts
 from torchsaver.formats.tensor_bytes import TORCH_DTYPES
-from torchsaver.inspection import describe_checkpoint, format_value
+from torchsaver.inspection.listing import describe_checkpoint, format_value
 
 
 @pytest.mark.parametrize("dtype", [*TORCH_DTYPES.values(), torch.complex128], ids=str)

@@ -1,0 +1,71 @@
+"""Where a save stands in the order of its directory: its own record, kept with the checkpoint.
+
+The state file says the same and comes first. This record is what is left when that file is damaged or lost, and what
+proves of a file that no state file lists that it is a leftover: neither names nor clocks ever decide either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torchsaver.formats.checksum import crc32c_hex
+
+
+@dataclass(frozen=True)
+class Commit:
+    """The record of one save.
+
+    Attributes:
+        sequence: One more than the highest of the directory when the save began; the order of commit.
+        place: CRC-32C of the directory's real path: in a moved or copied directory a record proves nothing.
+        state_file: Name of the state file that was to list the checkpoint.
+        replaces: CRC-32C of the state file's bytes before, None without one. While these are there the save is undone.
+        kept: Names of what that state file was to list in this directory, oldest first and this checkpoint last.
+        expired: Names of what was to be removed once it did.
+    """
+
+    sequence: int
+    place: int
+    state_file: str
+    replaces: int | None
+    kept: tuple[str, ...]
+    expired: tuple[str, ...]
+
+
+def commit_to_json(commit: Commit) -> dict[str, Any]:
+    """Return the record as the manifest holds it."""
+    return {
+        "sequence": commit.sequence,
+        "place": crc32c_hex(commit.place),
+        "state_file": commit.state_file,
+        "replaces": None if commit.replaces is None else crc32c_hex(commit.replaces),
+        "kept": list(commit.kept),
+        "expired": list(commit.expired),
+    }
+
+
+def commit_from_json(value: Any) -> Commit:
+    """Return the record in a manifest.
+
+    Raises:
+        ValueError: It is none; says why.
+    """
+    names = {"sequence", "place", "state_file", "replaces", "kept", "expired"}
+    if not isinstance(value, Mapping) or set(value) != names:
+        raise ValueError(f"a commit is an object of {', '.join(sorted(names))}")
+    sequence, place, state_file = value["sequence"], value["place"], value["state_file"]
+    replaces, kept, expired = value["replaces"], value["kept"], value["expired"]
+    if type(sequence) is not int or not 0 < sequence < 1 << 63:
+        raise ValueError(f"the sequence of a commit is a positive integer, not {sequence!r}")
+    if not all(isinstance(text, str) for text in (place, state_file, "" if replaces is None else replaces)):
+        raise ValueError("place, state_file and replaces of a commit are texts")
+    if not (_are_names(kept) and _are_names(expired)):
+        raise ValueError("kept and expired of a commit are lists of names")
+    replaced = None if replaces is None else int(replaces, 16)
+    return Commit(sequence, int(place, 16), state_file, replaced, tuple(kept), tuple(expired))
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)

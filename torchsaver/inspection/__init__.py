@@ -1,0 +1,1 @@
+"""LOOKING at checkpoints: open readers and directories in, report objects and text out; nothing is changed."""

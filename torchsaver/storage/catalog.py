@@ -1,0 +1,136 @@
+"""What checkpoints a directory holds: as its state file lists them, and as they say themselves.
+
+Names are base names of prefixes that stand in the directory itself. What a state file says of any other place is left
+alone here: a file that came from somewhere must not lead anywhere.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torchsaver.errors import CorruptCheckpointError, UnsupportedCheckpointError
+from torchsaver.formats.commit import Commit
+from torchsaver.formats.manifest import Manifest
+from torchsaver.formats.regular_file import read_regular
+from torchsaver.formats.safetensors_file import SafetensorsFile
+from torchsaver.formats.shard_index import MAX_INDEX_BYTES, parse_index
+from torchsaver.storage import paths
+from torchsaver.storage.state_file import parse_state_data, read_state_data
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a state file says of its own directory.
+
+    Attributes:
+        path: The state file.
+        data: Its bytes; None when there is none.
+        names: What it lists, oldest first; the newest, which it names twice, is the last.
+        outside: Paths it lists that do not stand in the directory itself.
+        problem: What is wrong with the file, which then says nothing; None when it is fine or not there.
+    """
+
+    path: str
+    data: bytes | None = None
+    names: tuple[str, ...] = ()
+    outside: tuple[str, ...] = ()
+    problem: CorruptCheckpointError | None = None
+
+
+def read_listing(directory: str, latest_filename: str | None = None, known: Listing | None = None) -> Listing:
+    """Return what the state file of a directory says; `known` itself if that is what it still says.
+
+    Raises:
+        OSError: It is there and cannot be read.
+    """
+    path = paths.state_file(directory, latest_filename)
+    data, problem = read_state_data(path)
+    if known is not None and data is not None and data == known.data:
+        return known
+    state = None
+    if data is not None:
+        state, problem = parse_state_data(data, path)
+    if state is None:
+        return Listing(path, data, problem=problem)
+    listed = {text: os.path.join(directory, text) for text in state.all_model_checkpoint_paths}
+    listed.pop(state.model_checkpoint_path, None)  # the newest is the last, wherever else it stands
+    listed[state.model_checkpoint_path] = os.path.join(directory, state.model_checkpoint_path)
+    names = paths.own_names(directory, listed.values())
+    inside = dict.fromkeys(name for prefix in listed.values() if (name := names[prefix]) is not None)
+    outside = tuple(text for text, prefix in listed.items() if names[prefix] is None)
+    return Listing(path, data, tuple(inside), outside)
+
+
+def checkpoint_names(directory: str) -> list[str]:
+    """Return the names of checkpoints of which a file is there, by the names of the files alone.
+
+    Raises:
+        OSError: The directory cannot be listed.
+    """
+    names = (paths.prefix_name(name) for name in os.listdir(directory or "."))
+    return sorted({name for name in names if name is not None})
+
+
+def read_manifest(prefix: str) -> Manifest:
+    """Return what a checkpoint says of itself: its index or file, or else one of its shards.
+
+    Raises:
+        FileNotFoundError: Nothing is there.
+        CorruptCheckpointError, UnsupportedCheckpointError, OSError: It cannot be read.
+    """
+    index, single = paths.index_file(prefix), paths.checkpoint_file(prefix)
+    if os.path.lexists(index):
+        return parse_index(read_regular(index, MAX_INDEX_BYTES), index)[1]
+    directory = os.path.dirname(prefix)
+    if not os.path.lexists(single):
+        shards = [name for name in sorted(os.listdir(directory or ".")) if paths.is_shard_of(prefix, name)]
+        single = os.path.join(directory, shards[0]) if shards else single
+    with SafetensorsFile(single) as file:
+        return file.manifest
+
+
+def read_commit(prefix: str) -> Commit | None:
+    """Return the record a checkpoint holds; None when it has none, or cannot be read now."""
+    try:
+        return read_manifest(prefix).commit
+    except (OSError, CorruptCheckpointError, UnsupportedCheckpointError):
+        return None
+
+
+def written_after(path: str, prefix: str) -> bool:
+    """Return whether a file was written after a checkpoint was, as far as clocks can tell; False if either is gone."""
+    file = paths.find_checkpoint(prefix)
+    try:
+        return file is not None and os.stat(path).st_mtime_ns > os.stat(file).st_mtime_ns
+    except FileNotFoundError:
+        return False
+
+
+class Records:
+    """The records of the checkpoints in one directory; each header is read once, when its name is new."""
+
+    def __init__(self, directory: str) -> None:
+        self._directory = directory
+        self._commits: dict[str, Commit | None] = {}
+
+    def refresh(self, names: Iterable[str] | None = None) -> dict[str, Commit]:
+        """Return the records by name, of these `names` or of all that are there; those without one are left out.
+
+        Raises:
+            OSError: The directory cannot be listed.
+        """
+        names = checkpoint_names(self._directory) if names is None else list(names)
+        for name in names:
+            if name not in self._commits:
+                self._commits[name] = read_commit(os.path.join(self._directory, name))
+        return {name: commit for name in names if (commit := self._commits[name]) is not None}
+
+    def note(self, name: str, commit: Commit | None) -> None:
+        """Take down the record of a checkpoint that has just been written."""
+        self._commits[name] = commit
+
+    def forget(self, name: str) -> None:
+        """Read a header again when it is asked for."""
+        self._commits.pop(name, None)

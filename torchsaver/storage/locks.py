@@ -1,0 +1,149 @@
+"""Locks between processes. Each is an flock, which ends with its holder: nothing stays locked by the dead.
+
+    a temporary file    exclusive, by its writer: the sweep leaves it alone
+    a directory         exclusive, while a checkpoint gets its name, is listed, and others go
+    a checkpoint's file shared, by a process that was told it is the newest valid one: retention leaves it for later
+
+A lock is let go explicitly, because a child that was forked meanwhile holds the same one. Where the platform or the
+file system has no flock, nothing is locked, and what needs the proof of a lock (sweeping, say) is not done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import time
+from collections.abc import Iterator
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+_PATIENCE_SECS = 60.0  # a holder renames, syncs and removes a few files
+_LONGEST_PAUSE_SECS = 0.05
+_pins: dict[str, dict[str, int]] = {}  # directory -> file -> a descriptor that holds the shared lock
+
+
+def acquire(fd: int, *, shared: bool = False) -> bool | None:
+    """Lock an open file or directory at once: True; False when another holds it; None where there are no locks."""
+    if fcntl is None:
+        return None
+    try:
+        fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno in (errno.EIO, errno.EINTR):
+            raise
+        return None
+    return True
+
+
+def release(fd: int) -> None:
+    """Let a lock go, for forked children too; without one nothing happens."""
+    if fcntl is not None:
+        with contextlib.suppress(OSError):
+            fcntl.flock(fd, fcntl.LOCK_UN)
+
+
+@contextlib.contextmanager
+def locked(directory: str) -> Iterator[bool]:
+    """Hold the lock of a directory; yields whether there is one to be had.
+
+    Raises:
+        TimeoutError: Another process has held it for a minute: it hangs or is stopped.
+        OSError: The directory is missing or cannot be opened.
+    """
+    fd = os.open(directory or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield _wait_for(fd, directory or ".")
+    finally:
+        release(fd)
+        os.close(fd)
+
+
+def _wait_for(fd: int, directory: str) -> bool:
+    give_up, pause = time.monotonic() + _PATIENCE_SECS, 0.0005
+    while (held := acquire(fd)) is False:
+        if time.monotonic() > give_up:
+            message = f"another process has been saving here for {_PATIENCE_SECS:g} s; is it stopped? nothing was saved"
+            raise TimeoutError(errno.ETIMEDOUT, message, directory)
+        time.sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE_SECS)
+    return bool(held)
+
+
+@contextlib.contextmanager
+def unused(paths: list[str]) -> Iterator[bool]:
+    """Hold the locks of a checkpoint's files while they are removed; yields False when another process has pinned one.
+
+    A pin of this very process gives way: who saves here has done with what it read before.
+    """
+    with contextlib.ExitStack() as stack:
+        free = True
+        for path in paths:
+            _unpin_file(path)
+            try:
+                fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            except OSError as error:
+                if error.errno in (errno.ENOENT, errno.ELOOP):  # gone, or a link, which nobody pins
+                    continue
+                raise
+            stack.callback(os.close, fd)
+            free = free and acquire(fd) is not False
+            stack.callback(release, fd)
+        yield free
+
+
+def pin(directory: str, files: dict[str, int]) -> bool:
+    """Keep the open files {path: descriptor} from being removed until `unpin`; what was pinned before is let go.
+
+    Returns:
+        False when one of them is gone or just being removed; then nothing is pinned.
+    """
+    unpin(directory)
+    held: dict[str, int] = {}
+    _pins[os.path.realpath(directory)] = held
+    for path, fd in files.items():
+        own = held[os.path.realpath(path)] = os.dup(fd)  # shares the lock, and outlives its model
+        if acquire(own, shared=True) is False or not _is_at(path, own):
+            unpin(directory)
+            return False
+    return True
+
+
+def unpin(directory: str) -> None:
+    """Let go what `pin` holds in a directory."""
+    for fd in _pins.pop(os.path.realpath(directory), {}).values():
+        release(fd)
+        os.close(fd)
+
+
+def _unpin_file(path: str) -> None:
+    real = os.path.realpath(path)
+    for held in _pins.values():
+        if (fd := held.pop(real, None)) is not None:
+            release(fd)
+            os.close(fd)
+
+
+def _is_at(path: str, fd: int) -> bool:
+    try:
+        there = os.stat(path)
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(there, os.fstat(fd))
+
+
+def _forget_pins() -> None:
+    """In a forked child: the pins are the parent's."""
+    for held in _pins.values():
+        for fd in held.values():
+            os.close(fd)
+    _pins.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_pins)

@@ -22,10 +22,9 @@ def train(directory: str, kill_at: int | None) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     saver = ts.Saver({"model": model, "optimizer": optimizer}, max_to_keep=3)  # torchsaver: what to save, how many stay
     first = 1
-    if latest := ts.latest_checkpoint(directory):  # torchsaver: is there one to go on from?
-        first = saver.restore(latest).global_step + 1  # torchsaver: weights, momenta and step come back
-        saver.recover_last_checkpoints(ts.get_checkpoint_state(directory).all_model_checkpoint_paths)
-        print(f"  resumed from {os.path.basename(latest)}", flush=True)
+    if report := saver.resume(directory):  # torchsaver: weights, momenta, step and the list of checkpoints come back
+        first = report.global_step + 1
+        print(f"  resumed from {os.path.basename(report.save_path)}", flush=True)
     for step in range(first, STEPS + 1):
         batch = torch.randint(len(images), (64,), generator=torch.Generator().manual_seed(step))
         loss = nn.functional.cross_entropy(model(images[batch]), labels[batch])

@@ -35,11 +35,12 @@ def test_first_program_prints_what_the_first_screen_says(tmp_path: Path) -> None
     assert _replay(CONSOLES[0], tmp_path) == CONSOLES[0]
 
 
-def test_swap_program_prints_the_swapped_values_and_inspect_lists_its_file(tmp_path: Path) -> None:
+def test_swap_program_prints_the_swapped_values_and_the_command_line_shows_its_file(tmp_path: Path) -> None:
     (tmp_path / "swap.py").write_text(PROGRAMS[1])
     assert _run(["python", "swap.py"], tmp_path) == CONSOLES[1]
-    date = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d")
-    assert date.sub("DATE", _replay(CONSOLES[2], tmp_path)) == date.sub("DATE", CONSOLES[2])
+    # A header's size depends on how many digits the clock has.
+    changing = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d( +\d+  yes)?")
+    assert changing.sub("DATE", _replay(CONSOLES[2], tmp_path)) == changing.sub("DATE", CONSOLES[2])
 
 
 def test_readme_has_no_program_or_console_that_is_not_run() -> None:

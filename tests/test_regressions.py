@@ -478,3 +478,79 @@ def test_directory_was_read_through_a_state_file_that_leads_out_of_it(tmp_path: 
     (tmp_path / "run" / "checkpoint").write_text('model_checkpoint_path: "../other/m-1"\n')
     with pytest.raises(ts.UnsupportedCheckpointError, match="outside the directory"):
         ts.load_checkpoint(tmp_path / "run")
+
+
+def _shards_alone(directory: Path) -> None:
+    """Leave what a first sharded save leaves that dies before its index."""
+    values = {"a": torch.arange(4.0), "b": torch.arange(400.0)}
+    ts.Saver(values, max_shard_bytes=64).save(directory / "m", 1)
+    (directory / "checkpoint").unlink()
+    (directory / "m-1.safetensors.index.json").unlink()
+
+
+def test_newest_valid_hung_on_shards_without_an_index(tmp_path: Path) -> None:
+    _shards_alone(tmp_path)
+    assert ts.newest_valid_checkpoint(tmp_path) is None
+
+
+def test_shards_without_an_index_were_taken_over_as_a_checkpoint(tmp_path: Path) -> None:
+    _shards_alone(tmp_path)
+    saver = ts.Saver({"x": torch.ones(1)})
+    saver.save(tmp_path / "m", 2)
+    assert [os.path.basename(path) for path in saver.last_checkpoints] == ["m-2"]
+
+
+def test_newest_valid_hung_on_a_dangling_link(tmp_path: Path) -> None:
+    prefix = save(tmp_path / "m", 1, x=torch.ones(1))
+    (tmp_path / "checkpoint").write_text('model_checkpoint_path: "m-2"\n')
+    (tmp_path / "m-2.safetensors").symlink_to(tmp_path / "nowhere")
+    assert ts.newest_valid_checkpoint(tmp_path) == prefix
+
+
+def test_leftover_link_to_a_pinned_shard_was_not_swept(tmp_path: Path) -> None:
+    saver = ts.Saver({"a": torch.ones(4), "b": torch.ones(4)}, max_shard_bytes=16)
+    saver.save(tmp_path / "m", 1)
+    os.link(tmp_path / "m-1-00001-of-00002.safetensors", tmp_path / ".torchsaver-0123456789abcdef.tmp")
+    ts.newest_valid_checkpoint(tmp_path)
+    saver.save(tmp_path / "m", 2)
+    assert not (tmp_path / ".torchsaver-0123456789abcdef.tmp").exists()
+
+
+def test_shard_that_seemed_gone_once_led_to_an_older_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saver = ts.Saver({"a": torch.ones(4), "b": torch.ones(4)}, max_shard_bytes=16)
+    prefixes = [saver.save(tmp_path / "m", step) for step in (1, 2)]
+    opened, once = safetensors_file.open_regular, iter([True])
+
+    def gone_once(path: str) -> tuple[int, int]:
+        if "m-2-00002" in path and next(once, False):
+            raise FileNotFoundError(2, "No such file or directory", path)
+        return opened(path)
+
+    monkeypatch.setattr(safetensors_file, "open_regular", gone_once)
+    assert ts.newest_valid_checkpoint(tmp_path) == prefixes[1]
+
+
+def test_checkpoints_that_another_listed_while_a_first_save_was_waiting_were_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = ts.Saver({"x": torch.ones(1)}), ts.Saver({"x": torch.ones(1)})
+    create, once = disk.Stage.create, iter([True])
+
+    def meanwhile(stage: disk.Stage, path: str) -> disk.NewFile:
+        if path.endswith("b-1.safetensors") and next(once, False):
+            one.save(tmp_path / "a", 1)
+        return create(stage, path)
+
+    monkeypatch.setattr(disk.Stage, "create", meanwhile)
+    two.save(tmp_path / "b", 1)
+    state = ts.get_checkpoint_state(tmp_path)
+    assert state is not None
+    assert [os.path.basename(path) for path in state.all_model_checkpoint_paths] == ["a-1", "b-1"]
+
+
+def test_shards_of_a_first_save_that_died_stayed_for_ever(tmp_path: Path) -> None:
+    _shards_alone(tmp_path)
+    save(tmp_path / "m", 2, x=torch.ones(1))
+    assert sorted(os.listdir(tmp_path)) == ["checkpoint", "m-2.safetensors"]

@@ -167,6 +167,8 @@ def _opened(directory: str, name: str, search: Search) -> CheckpointReader | Non
         search.skipped.append(SkippedCheckpoint(prefix, "it is gone"))
         return None
     except CorruptCheckpointError as error:
+        if isinstance(error.__cause__, FileNotFoundError):  # a shard, which may have gone with its index meanwhile
+            search.vanished.append(name)
         search.skipped.append(SkippedCheckpoint(prefix, str(error)))
         return None
     try:

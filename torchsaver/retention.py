@@ -118,10 +118,8 @@ def never_listed(commits: Mapping[str, Commit], listed: Collection[str], state_c
     Args:
         commits: The records of what was saved for this state file in this directory.
         listed: Names the state file lists, or is about to.
-        state_crc32c: CRC-32C of the state file's bytes; None: there is none, and nothing can be proved by it.
+        state_crc32c: CRC-32C of the state file's bytes; None: there is none. (Had there been one, nothing is proved.)
     """
-    if state_crc32c is None:
-        return set()
     return {name for name, commit in commits.items() if name not in listed and commit.replaces == state_crc32c}
 
 

@@ -59,7 +59,7 @@ class Rotation:
         self._window = Window()
         self._records: dict[str, Records] = {}  # by real directory
         self._own: dict[str, Commit] = {}  # the record of each checkpoint this saver has written, by identity
-        self._listed: dict[str, frozenset[str]] = {}  # identities this saver has put into, or found in, a state file
+        self._listed: dict[str, frozenset[str]] = {}  # identities this saver found in a state file, or has put there
         self._unsure: tuple[Plan, bytes] | None = None  # a commit that failed: its state file may be there all the same
 
     def start(self, now: float) -> None:
@@ -83,9 +83,7 @@ class Rotation:
         """Go on with the list of an earlier process; what `listing` names beyond it is dropped from the state file."""
         records = [_record(prefix, saved) for prefix, saved in prefixes_with_time]
         self._window = retention.recover(self._window, records, self.max_to_keep) if self.max_to_keep else self._window
-        directory = os.path.dirname(listing.path)
-        named = frozenset(paths.identity(os.path.join(directory, name)) for name in listing.names)
-        self._listed[paths.identity(listing.path)] = named
+        self._listed[paths.identity(listing.path)] = _identities(listing)
 
     # ---- a save
 
@@ -101,6 +99,8 @@ class Rotation:
             listing = read_listing(directory, latest_filename)
             commits = self._records_of(directory).refresh(None if self.max_to_keep else listing.names[-1:])
         self._settle(listing)
+        # As in TF, a saver's first save drops from the list what it was not told of; what is listed from now on stays.
+        self._listed.setdefault(paths.identity(listing.path), _identities(listing))
         place, state_name = _place(directory), os.path.basename(listing.path)
         if alone and self.max_to_keep and listing.data is None and listing.problem is None:
             self._adopt(directory, retention.unlisted_yet(_of(commits, place, state_name, but=name)))
@@ -119,8 +119,9 @@ class Rotation:
         return Plan(newest, directory, listing.path, window, listed, commit)
 
     def _adopt(self, directory: str, names: Iterable[str]) -> None:
-        """Take what a first save that died has left: it is complete, and nothing else tells of it."""
-        adopted = [_record(os.path.join(directory, name), -math.inf) for name in names]
+        """Take what a first save that died has left, if it is complete: nothing else tells of it."""
+        prefixes = [os.path.join(directory, name) for name in names]
+        adopted = [_record(prefix, -math.inf) for prefix in prefixes if paths.find_checkpoint(prefix) is not None]
         self._window = retention.adopt(self._window, adopted)
 
     def commit(self, plan: Plan, publish: Callable[[], None]) -> None:
@@ -130,12 +131,11 @@ class Rotation:
             OSError: An error of `publish`, or the state file cannot be written; the window is as it was.
         """
         with locks.locked(plan.directory) as alone:
+            listing = read_listing(plan.directory, os.path.basename(plan.state_path))
+            left = self._leftovers(plan, listing) if alone and self.max_to_keep else []
+            state = self._state(plan, _merged(self._others(plan, listing), plan.listed, listing))
             publish()
             self._records_of(plan.directory).note(os.path.basename(plan.newest.prefix), plan.commit)
-            listing = read_listing(plan.directory, os.path.basename(plan.state_path))
-            others = self._others(plan, listing)
-            left = self._leftovers(plan, listing) if alone and self.max_to_keep else []
-            state = self._state(plan, _merged(others, plan.listed, listing))
             self._unsure = plan, format_state(state).encode("utf-8")
             write_state(plan.state_path, state)
             self._take(plan, left)
@@ -157,15 +157,11 @@ class Rotation:
             self._unsure = None
 
     def _others(self, plan: Plan, listing: Listing) -> list[str]:
-        """Return identities that other processes have listed since this saver last wrote the state file.
-
-        As in TF, the first save of a saver drops what it was not told of.
-        """
-        before = self._listed.get(paths.identity(plan.state_path))
-        if before is None:
-            return []
-        own = before | {record.identity for record in (*plan.listed, *plan.window.doomed)}
-        listed = [paths.identity(os.path.join(plan.directory, name)) for name in listing.names]
+        """Return identities that other processes have listed since this saver last looked, and that are there."""
+        own = self._listed[paths.identity(plan.state_path)]
+        own = own | {record.identity for record in (*plan.listed, *plan.window.doomed)}
+        directory = os.path.realpath(plan.directory or ".")
+        listed = [os.path.join(directory, name) for name in listing.names]
         return [path for path in listed if path not in own and paths.find_checkpoint(path) is not None]
 
     def _leftovers(self, plan: Plan, listing: Listing) -> list[Record]:
@@ -173,8 +169,7 @@ class Rotation:
         commits = _of(self._records_of(plan.directory).refresh(), plan.commit.place, plan.commit.state_file)
         listed = {*listing.names, *plan.commit.kept}
         never = retention.never_listed(commits, listed, _crc32c(listing))
-        # A state file that is younger than the checkpoint was set back to what it was by somebody, who may want both.
-        died = {name for name in never if not written_after(listing.path, os.path.join(plan.directory, name))}
+        died = {name for name in never if not _may_be_wanted(os.path.join(plan.directory, name), listing)}
         left = sorted(died | retention.expired(commits, listed))
         if left:
             logger.info("left in %s by saves that did not end: %s", plan.directory or ".", ", ".join(left))
@@ -202,18 +197,18 @@ class Rotation:
 
     def _removed(self, record: Record, directory: str) -> bool:
         """Remove one checkpoint; return False when that is to be tried again."""
-        reason = self._why_left_alone(record, directory)
-        if reason is not None:
-            logger.warning("the old checkpoint %s is left alone: %s", record.prefix, reason)
-            return True
         try:
-            if remove_unpinned(record.identity):
-                self._own.pop(record.identity, None)
-                return True
-            logger.info("the old checkpoint %s is being read by another process; it goes later", record.prefix)
+            reason = self._why_left_alone(record, directory)
+            if reason is not None:
+                logger.warning("the old checkpoint %s is left alone: %s", record.prefix, reason)
+            elif not remove_unpinned(record.identity):
+                logger.info("the old checkpoint %s is being read by another process; it goes later", record.prefix)
+                return False
         except OSError as error:
             logger.warning("could not remove the old checkpoint %s: %s", record.prefix, error)
-        return False
+            return False
+        self._own.pop(record.identity, None)
+        return True
 
     def _why_left_alone(self, record: Record, directory: str) -> str | None:
         """Return why a checkpoint that has left the window is not ours to remove; None when it is.
@@ -237,6 +232,22 @@ class Rotation:
 
 def _record(prefix: str, saved: float) -> Record:
     return Record(prefix, saved, paths.identity(prefix))
+
+
+def _may_be_wanted(prefix: str, listing: Listing) -> bool:
+    """Return whether a checkpoint that no state file has listed may be there for a reason.
+
+    Without a state file, every whole one may: somebody may have removed that file. A state file that is younger
+    than the checkpoint was set back by somebody, who may want both.
+    """
+    if listing.data is None:
+        return paths.find_checkpoint(prefix) is not None
+    return written_after(listing.path, prefix)
+
+
+def _identities(listing: Listing) -> frozenset[str]:
+    directory = os.path.realpath(os.path.dirname(listing.path) or ".")
+    return frozenset(os.path.join(directory, name) for name in listing.names)
 
 
 def _crc32c(listing: Listing) -> int | None:
@@ -267,7 +278,7 @@ def _merged(others: list[str], listed: Iterable[Record], listing: Listing) -> li
     own = [record.identity for record in listed]
     if not others:
         return own
-    directory = os.path.dirname(listing.path)
-    on_disk = [paths.identity(os.path.join(directory, name)) for name in listing.names]
+    directory = os.path.realpath(os.path.dirname(listing.path) or ".")
+    on_disk = [os.path.join(directory, name) for name in listing.names]
     kept = [identity for identity in on_disk if identity in others or identity in own[:-1]]
     return [*(identity for identity in own[:-1] if identity not in kept), *kept, own[-1]]

@@ -260,6 +260,8 @@ def depth(value: Any) -> int:
 
 def is_unicode(text: str) -> bool:
     """Return whether UTF-8 can hold `text`: a lone surrogate it cannot."""
+    if text.isascii():
+        return True
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:

@@ -61,7 +61,7 @@ def write_safetensors(out: Sink, tensors: Mapping[str, torch.Tensor], manifest: 
     content = described(specs)
     blank, _ = format_manifest(replace(manifest, crc32c=dict.fromkeys(tensors, 0)), content)
     blank_head = _head(specs, blank)
-    reason = header.why_not_readable(blank_head, len(specs) + len(_STRINGS) + 1) or why_too_large(blank)
+    reason = header.why_not_readable(blank_head, len(specs) + len(_STRINGS) + 2) or why_too_large(blank)
     if reason is not None:
         raise ValueError(f"the header could not be read back: {reason}; save fewer keys or less metadata")
     out.skip(head_bytes := len(blank_head))

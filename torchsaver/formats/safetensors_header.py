@@ -92,7 +92,7 @@ def format_header(specs: Iterable[TensorSpec], metadata: Mapping[str, str]) -> b
 
 
 def why_not_readable(head: bytes, members: int) -> str | None:
-    """Return why `parse_header` would refuse a header of ours with so many tensors and metadata strings, or None."""
+    """Return why `parse_header` would refuse a header of ours; its members are tensors, metadata, and its strings."""
     if len(head) > MAX_HEADER_BYTES:
         return f"it takes {len(head)} bytes, and {MAX_HEADER_BYTES} are the limit"
     if members > MAX_MEMBERS:
@@ -165,8 +165,8 @@ def _parse_members(text: str, path: str) -> tuple[list[TensorSpec], dict[str, st
         raise
     except (ValueError, RecursionError) as error:
         raise CorruptCheckpointError(path, LENGTH_BYTES, f"header: not JSON of the format: {error}") from error
-    if not is_unicode("".join(specs)):
-        _fail(path, "a key holds a lone surrogate")
+    if not all(map(is_unicode, (*specs, *(metadata or {}), *(metadata or {}).values()))):
+        _fail(path, "a key or text holds a lone surrogate")
     return sorted(specs.values(), key=lambda spec: (spec.start, spec.end)), metadata or {}
 
 

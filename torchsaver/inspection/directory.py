@@ -57,7 +57,7 @@ def verify_directory(
         OSError: The directory or its state file is there and cannot be read.
     """
     directory = paths.path_text(checkpoint_dir, "checkpoint_dir")
-    there = checkpoint_names(directory)
+    there = checkpoint_names(directory, with_fragments=True)
     listing = read_listing(directory, latest_filename)
     reports = _look_at([*dict.fromkeys([*listing.names, *there])], survey_checkpoint, directory, listing)
     names = in_order_of_commit(listing.names, reports)

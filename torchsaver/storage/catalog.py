@@ -47,7 +47,7 @@ def read_listing(directory: str, latest_filename: str | None = None, known: List
     """
     path = paths.state_file(directory, latest_filename)
     data, problem = read_state_data(path)
-    if known is not None and data is not None and data == known.data:
+    if known is not None and (data, str(problem)) == (known.data, str(known.problem if data is None else None)):
         return known
     state = None
     if data is not None:
@@ -63,14 +63,18 @@ def read_listing(directory: str, latest_filename: str | None = None, known: List
     return Listing(path, data, tuple(inside), outside)
 
 
-def checkpoint_names(directory: str) -> list[str]:
-    """Return the names of checkpoints of which a file is there, by the names of the files alone.
+def checkpoint_names(directory: str, *, with_fragments: bool = False) -> list[str]:
+    """Return the names of checkpoints whose index or file is there, by the names of the files alone.
+
+    Args:
+        directory: Where to look.
+        with_fragments: Those of which only shards are there too, which stand for no checkpoint.
 
     Raises:
         OSError: The directory cannot be listed.
     """
-    names = (paths.prefix_name(name) for name in os.listdir(directory or "."))
-    return sorted({name for name in names if name is not None})
+    found = [named for file in os.listdir(directory or ".") if (named := paths.prefix_name(file)) is not None]
+    return sorted({name for name, is_shard in found if with_fragments or not is_shard})
 
 
 def read_manifest(prefix: str) -> Manifest:
@@ -116,12 +120,12 @@ class Records:
         self._commits: dict[str, Commit | None] = {}
 
     def refresh(self, names: Iterable[str] | None = None) -> dict[str, Commit]:
-        """Return the records by name, of these `names` or of all that are there; those without one are left out.
+        """Return the records by name, of these `names` or of all that are there, fragments too; not all have one.
 
         Raises:
             OSError: The directory cannot be listed.
         """
-        names = checkpoint_names(self._directory) if names is None else list(names)
+        names = checkpoint_names(self._directory, with_fragments=True) if names is None else list(names)
         for name in names:
             if name not in self._commits:
                 self._commits[name] = read_commit(os.path.join(self._directory, name))

@@ -270,19 +270,22 @@ def sweep(directory: str) -> None:
         if paths.is_temporary(name):
             path = os.path.join(directory, name)
             try:
-                remove_if_abandoned(path)
+                remove_if_abandoned(path, shared=True)
             except OSError as error:  # it is in nobody's way; the next save tries again
                 logger.warning("could not remove the leftover %s: %s", path, error)
 
 
-def remove_if_abandoned(path: str) -> None:
-    """Remove a file unless a Stage of a live writer, in this process or another, still holds it."""
+def remove_if_abandoned(path: str, *, shared: bool = False) -> None:
+    """Remove a file unless a Stage of a live writer, in this process or another, still holds it.
+
+    With `shared`, readers may hold it: a temporary name may be a second one of a file that has its own by now.
+    """
     try:
         fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:  # its writer has just finished
         return
     try:
-        if locks.acquire(fd):
+        if locks.acquire(fd, shared=shared):
             remove(path)
     finally:
         locks.release(fd)

@@ -22,7 +22,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 _PATIENCE_SECS = 60.0  # a holder renames, syncs and removes a few files
-_LONGEST_PAUSE_SECS = 0.05
+_LONGEST_PAUSE_SECS = 0.01
 _pins: dict[str, dict[str, int]] = {}  # directory -> file -> a descriptor that holds the shared lock
 
 
@@ -88,7 +88,7 @@ def unused(paths: list[str]) -> Iterator[bool]:
             try:
                 fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
             except OSError as error:
-                if error.errno in (errno.ENOENT, errno.ELOOP):  # gone, or a link, which nobody pins
+                if error.errno in (errno.ENOENT, errno.ELOOP, errno.EACCES):  # gone, a link, or closed to readers
                     continue
                 raise
             stack.callback(os.close, fd)

@@ -84,13 +84,14 @@ def is_shard_of(prefix: str, name: str) -> bool:
     )
 
 
-def prefix_name(name: str) -> str | None:
-    """Return the base name of the prefix that a file of ours (index, file, shard) belongs to, None for other names."""
-    if name.endswith(INDEX_ENDING):
-        return name.removesuffix(INDEX_ENDING) or None
-    if not name.endswith(FILE_ENDING):
-        return None
-    return re.sub(r"(-s[0-9a-f]{16})?-[0-9]{5,}-of-[0-9]{5,}$", "", name.removesuffix(FILE_ENDING)) or None
+def prefix_name(name: str) -> tuple[str, bool] | None:
+    """Return the base name of the prefix a file of ours belongs to, and whether it is a shard; None for other names."""
+    for ending in (INDEX_ENDING, FILE_ENDING):
+        if name.endswith(ending) and name != ending:
+            stem = name.removesuffix(ending)
+            whole = re.sub(r"(-s[0-9a-f]{16})?-[0-9]{5,}-of-[0-9]{5,}$", "", stem) if ending == FILE_ENDING else stem
+            return (whole or stem), whole not in ("", stem)
+    return None
 
 
 def own_name(directory: str, prefix: str) -> str | None:

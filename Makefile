@@ -1,12 +1,16 @@
 # make demo    set everything up in .venv and run the main job: save, be killed, resume, bit-identical
 # make test    set everything up in .venv and run the tests
 # make check   format, lint, types and tests, as CI does
+# make fuzz    fuzz every reader of files with atheris: 10 minutes, or SECONDS=7200
+# make faults  faults at system calls of real processes, a sample in three minutes; needs strace (tests/faults/README.md)
+# make faults-full [SEED=1]   all of them, in three quarters of an hour
 
 PYTHON ?= python3
 BIN := .venv/bin
+SECONDS ?= 600
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check format clean
+.PHONY: demo test check faults faults-full fuzz format clean
 
 demo: .venv/installed
 	$(BIN)/python examples/tf_guide.py
@@ -21,6 +25,30 @@ check: .venv/installed
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
 
+FAULTS := PYTHONPATH=tests $(BIN)/python -m faults.syscalls
+SEED ?= 1
+# What shows that the harness itself works: one careful protocol is clean, two careless ones are not.
+define CONTROLS
+	$(FAULTS) --adapter careful --only kill,inject,first,sigint,powerloss
+	$(FAULTS) --adapter naive --only kill,powerloss --expect-violations
+	$(FAULTS) --adapter overwriting --only kill,inject --expect-violations
+endef
+
+faults: .venv/installed
+	$(CONTROLS)
+	$(FAULTS) --adapter torchsaver --seed $(SEED)
+	$(FAULTS) --adapter torchsaver-resume --only kill,inject,powerloss,readinject --seed $(SEED)
+	$(FAULTS) --adapter torchsaver-sharded --only kill,inject,first,powerloss --seed $(SEED)
+
+faults-full: .venv/installed
+	$(CONTROLS)
+	$(FAULTS) --adapter torchsaver --mode full --seed $(SEED)
+	$(FAULTS) --adapter torchsaver-resume --mode full --seed $(SEED)
+	$(FAULTS) --adapter torchsaver-sharded --mode full --seed $(SEED)
+
+fuzz: .venv/fuzz
+	cd tests && ../$(BIN)/python -m faults.fuzz --seconds $(SECONDS) --output ../build/fuzz
+
 format: .venv/installed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -33,4 +61,8 @@ clean:
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet torch==2.13.0
 	$(BIN)/pip install --quiet --editable '.[dev,examples]'
+	touch $@
+
+.venv/fuzz: .venv/installed
+	$(BIN)/pip install --quiet --editable '.[fuzz]'
 	touch $@

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from damage import flip
 
 import torchsaver as ts
 from torchsaver.formats import safetensors_file
@@ -27,12 +28,6 @@ def _run(directory: Path, steps: range, **settings: Any) -> ts.Saver:
         value.fill_(step)
         saver.save(directory / "m", step)
     return saver
-
-
-def _flip(path: Path, position: int = -1) -> None:
-    data = bytearray(path.read_bytes())
-    data[position] ^= 4
-    path.write_bytes(data)
 
 
 def _resumed(directory: Path, **settings: Any) -> tuple[ts.Saver, ts.RestoreReport | None, float]:
@@ -63,7 +58,7 @@ def test_newest_valid_skips_damage_with_a_warning_that_names_it(
     tmp_path: Path, position: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     _run(tmp_path, range(1, 4))
-    _flip(tmp_path / "m-3.safetensors", position)
+    flip(tmp_path / "m-3.safetensors", position)
     assert ts.newest_valid_checkpoint(tmp_path) == str(tmp_path / "m-2")
     (record,) = [record for record in caplog.records if record.levelno == logging.WARNING]
     assert str(tmp_path / "m-3") in record.getMessage()
@@ -74,7 +69,7 @@ def test_newest_valid_of_sharded_ones_skips_a_damaged_shard_and_a_missing_one(tm
     saver = ts.Saver(values, max_shard_bytes=16)
     for step in (1, 2, 3):
         saver.save(tmp_path / "m", step)
-    _flip(tmp_path / "m-3-00002-of-00002.safetensors")
+    flip(tmp_path / "m-3-00002-of-00002.safetensors")
     (tmp_path / "m-2-00001-of-00002.safetensors").unlink()
     report = ts.Saver(values).resume(tmp_path)
     assert report is not None
@@ -136,7 +131,7 @@ def test_newest_valid_of_another_state_file_is_its_own(tmp_path: Path) -> None:
 
 def test_resume_where_no_checkpoint_holds_raises_with_every_reason_and_changes_nothing(tmp_path: Path) -> None:
     _run(tmp_path, range(1, 3))
-    _flip(tmp_path / "m-1.safetensors")
+    flip(tmp_path / "m-1.safetensors")
     (tmp_path / "m-2.safetensors").write_bytes(b"")
     value = torch.full((4,), -1.0)
     saver = ts.Saver({"x": value})
@@ -161,7 +156,7 @@ def test_resume_where_all_checkpoints_are_gone_raises(tmp_path: Path, gone: str)
 
 def test_resume_reports_what_it_skipped(tmp_path: Path) -> None:
     _run(tmp_path, range(1, 4))
-    _flip(tmp_path / "m-3.safetensors")
+    flip(tmp_path / "m-3.safetensors")
     _, report, value = _resumed(tmp_path)
     assert report is not None
     assert (report.save_path, report.global_step, value) == (str(tmp_path / "m-2"), 2, 2.0)
@@ -255,7 +250,7 @@ def test_resume_with_a_smaller_window_shrinks_the_list_at_the_next_save(tmp_path
 
 def test_resume_past_damage_leaves_the_damaged_file_and_drops_it_from_the_list(tmp_path: Path) -> None:
     _run(tmp_path, range(1, 4), max_to_keep=2)
-    _flip(tmp_path / "m-3.safetensors")
+    flip(tmp_path / "m-3.safetensors")
     saver, _, _ = _resumed(tmp_path, max_to_keep=2)
     assert saver.last_checkpoints == [str(tmp_path / "m-2")]
     saver.save(tmp_path / "m", 4)
@@ -361,7 +356,7 @@ def test_forked_child_does_not_let_go_of_what_its_parent_was_handed(tmp_path: Pa
 
 def test_newest_valid_leaks_no_descriptor(tmp_path: Path) -> None:
     _run(tmp_path, range(1, 3))
-    _flip(tmp_path / "m-2.safetensors")
+    flip(tmp_path / "m-2.safetensors")
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(5):
         ts.newest_valid_checkpoint(tmp_path)

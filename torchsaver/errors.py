@@ -21,11 +21,13 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 _MOST_NAMED = 10  # lines of one kind in a message; the attributes hold them all
+_MOST_COMPARED = 5000  # keys; comparing takes 40 microseconds each
 
 
 def nearest_keys(key: str, keys: Iterable[str]) -> tuple[str, ...]:
     """Return up to three of `keys` that look most like `key`, best first."""
-    return tuple(difflib.get_close_matches(key, list(keys), n=3, cutoff=0.5))
+    about_as_long = [other for other in keys if abs(len(other) - len(key)) <= max(3, len(key) // 4)]
+    return tuple(difflib.get_close_matches(key, about_as_long[:_MOST_COMPARED], n=3, cutoff=0.5))
 
 
 def _nearest_text(nearest: Sequence[str]) -> str:

@@ -84,6 +84,11 @@ def doom_again(window: Window, records: Iterable[Record]) -> Window:
     return replace(window, doomed=(*records, *window.doomed))
 
 
+def forget_doomed(window: Window, record: Record) -> Window:
+    """Return the window without `record`, which has been seen to, among the doomed."""
+    return replace(window, doomed=tuple(other for other in window.doomed if other is not record))
+
+
 def recover(window: Window, records: Iterable[Record], max_to_keep: int) -> Window:
     """Return the window of a saver that goes on after a restart: of `records`, oldest first, the last `max_to_keep`."""
     every = tuple(records)

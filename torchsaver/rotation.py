@@ -109,7 +109,8 @@ class Rotation:
         listed = window.last if self.max_to_keep else (newest,)
         _, decisions = retention.choose(window, self.every_n_hours)
         commit = Commit(
-            sequence=1 + max((commit.sequence for commit in commits.values()), default=0),
+            # What could not be read may be the newest.
+            sequence=1 + max((c.sequence for c in commits.values()), default=0) + self._records_of(directory).unread,
             place=place,
             state_file=state_name,
             replaces=_crc32c(listing),
@@ -187,13 +188,14 @@ class Rotation:
 
     def _remove_old(self, directory: str) -> None:
         """Remove checkpoints that have left the window; what cannot be removed is tried again the next time."""
-        self._window, decisions = retention.choose(self._window, self.every_n_hours)
-        failed = []
+        window, decisions = retention.choose(self._window, self.every_n_hours)
+        doomed = [decision.record for decision in decisions if not decision.keep]
+        self._window = retention.doom_again(window, doomed)
         for decision in decisions:
             logger.debug("%s %s: %s", "kept" if decision.keep else "removing", decision.record.prefix, decision.reason)
-            if not decision.keep and not self._removed(decision.record, directory):
-                failed.append(decision.record)
-        self._window = retention.doom_again(self._window, failed)
+        for record in doomed:
+            if self._removed(record, directory):
+                self._window = retention.forget_doomed(self._window, record)
 
     def _removed(self, record: Record, directory: str) -> bool:
         """Remove one checkpoint; return False when that is to be tried again."""

@@ -11,13 +11,13 @@ from types import SimpleNamespace
 import pytest
 import safetensors.torch
 import torch
-from formats.builders import ALL_DTYPES, EXPANDED, VIEWS, base_bytes, base_tensor, file_bytes, raw, read_all, same
+from formats.builders import ALL_DTYPES, EXPANDED, VIEWS, Sink, base_bytes, base_tensor, file_bytes, raw, read_all, same
 
 from torchsaver.errors import CorruptCheckpointError, UnsupportedCheckpointError
 from torchsaver.formats import manifest as manifest_module
 from torchsaver.formats import safetensors_file, tensor_bytes
 from torchsaver.formats.manifest import Manifest
-from torchsaver.formats.safetensors_file import SafetensorsFile
+from torchsaver.formats.safetensors_file import SafetensorsFile, write_safetensors
 from torchsaver.stored_tensor import stored_tensor
 
 GOLDEN = (
@@ -246,3 +246,31 @@ def test_write_safetensors_header_over_the_limit_is_refused(monkeypatch: pytest.
     monkeypatch.setattr(safetensors_file.header, "MAX_HEADER_BYTES", 200)
     with pytest.raises(ValueError, match="header"):
         file_bytes(SMALL)
+
+
+@pytest.mark.parametrize(
+    ("limit", "value", "reason"),
+    [
+        ("safetensors_header.MAX_MEMBERS", len(SMALL) + 2, "tensors and strings"),
+        ("json_text.MAX_TEXT_BYTES", 300, "bytes of memory"),
+        ("json_text.MAX_JSON_BYTES", 1500, "bytes of memory"),
+    ],
+)
+def test_write_safetensors_refuses_what_its_reader_would_before_it_writes(
+    limit: str, value: int, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(file_bytes(SMALL))
+    monkeypatch.setattr(f"torchsaver.formats.{limit}", value)
+    sink = Sink()
+    with pytest.raises(ValueError, match=reason):
+        write_safetensors(sink, SMALL, Manifest())
+    assert sink.data == b""
+    with pytest.raises(CorruptCheckpointError):
+        SafetensorsFile(str(path))
+
+
+def test_write_safetensors_at_the_most_members_is_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torchsaver.formats.safetensors_header.MAX_MEMBERS", len(SMALL) + 3)
+    (tmp_path / "file").write_bytes(file_bytes(SMALL))
+    assert set(read_all(str(tmp_path / "file"))[0]) == set(SMALL)

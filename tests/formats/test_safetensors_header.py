@@ -200,3 +200,22 @@ def test_parse_header_each_dtype_takes_its_own_size_and_no_other(dtype: str) -> 
 )  # fmt: skip
 def test_is_sizes_only_for_a_list_of_natural_numbers(value: Any, outcome: bool) -> None:
     assert is_sizes(value) is outcome
+
+
+def test_parse_header_more_members_than_are_allowed_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torchsaver.formats.safetensors_header.MAX_MEMBERS", 3)
+    header = {"__metadata__": {"x": "y"}, "a": entry()}
+    assert list(parse_header(json.dumps(header).encode(), 4, "p")[0]) == ["a"]
+    with pytest.raises(CorruptCheckpointError, match="too many members"):
+        parse_header(json.dumps({**header, "b": entry(start=4, end=8)}).encode(), 8, "p")
+
+
+def test_parse_header_entry_of_the_most_dimensions_on_lines_of_their_own_is_read() -> None:
+    text = json.dumps({"a": entry(shape=[0, *[2**58], *[1] * 62], end=0)}, indent=40)
+    assert parse_header(text.encode(), 0, "p")[0]["a"].shape[1] == 2**58
+
+
+def test_parse_header_wrong_entry_is_refused_before_the_rest_is_parsed() -> None:
+    text = b'{"a":{"dtype":5},' + b'"b":' * 1_000_000  # the rest is no JSON at all
+    with pytest.raises(CorruptCheckpointError, match="'a' is not an object of dtype, shape and data_offsets"):
+        parse_header(text, 0, "p")

@@ -128,3 +128,18 @@ def test_parse_index_newer_format_version_is_unsupported() -> None:
     text = json.dumps({"format_version": FORMAT_VERSION + 1})
     with pytest.raises(UnsupportedCheckpointError, match="newer"):
         parse_index(index(metadata={"torchsaver": text}), "p")
+
+
+@pytest.mark.parametrize(("limit", "value"), [("MAX_TEXT_BYTES", 300), ("MAX_JSON_BYTES", 3000)])
+def test_format_index_refuses_what_parse_index_would(limit: str, value: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = format_index(WEIGHT_MAP, 24, OURS)
+    monkeypatch.setattr(f"torchsaver.formats.json_text.{limit}", value)
+    with pytest.raises(CorruptCheckpointError):
+        parse_index(data, "p")
+    with pytest.raises(ValueError, match="less metadata"):
+        format_index(WEIGHT_MAP, 24, OURS)
+
+
+def test_parse_index_shard_name_with_a_lone_surrogate_is_refused() -> None:
+    with pytest.raises(CorruptCheckpointError, match="by name"):
+        parse_index(b'{"weight_map":{"a":"\\ud800"}}', "p")

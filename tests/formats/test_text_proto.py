@@ -201,3 +201,25 @@ def test_parse_text_recorded_differences_all_still_occur() -> None:
 def test_format_text_recorded_value_is_written_as_protobuf_writes_it(kind: str, value: str, text: str) -> None:
     field: tuple[str, Value] = (PATHS, value) if kind == "string" else (TIMES, float(value))
     assert format_text([field]) == text
+
+
+@pytest.mark.parametrize(
+    "text", ["paths: ['a', 'b']", "paths: '\\n\\n\\n\\n\\n'", "#\n#\n#\n#\n#\n#\n", "paths: '' '' '' ''"]
+)
+def test_parse_text_of_more_steps_than_allowed_is_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fields: dict[str, Kind] = {"paths": "strings"}
+    parse_text(text, fields)
+    monkeypatch.setattr("torchsaver.formats.text_proto.MAX_STEPS", 5)
+    with pytest.raises(TextProtoError, match="over 5 tokens"):
+        parse_text(text, fields)
+
+
+def test_parse_text_two_hundred_thousand_checkpoints_are_read() -> None:
+    assert len(parse_text('paths: "m"\n' * 200_000, {"paths": "strings"})["paths"]) == 200_000
+
+
+def test_parse_text_string_longer_than_allowed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torchsaver.formats.text_proto.MAX_STRING", 3)
+    assert parse_text('paths: "abc"', {"paths": "strings"}) == {"paths": ["abc"]}
+    with pytest.raises(TextProtoError, match="longer than 3"):
+        parse_text('paths: "abcd"', {"paths": "strings"})

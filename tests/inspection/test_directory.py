@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from damage import flip
 from safetensors.torch import save_file
 
 import torchsaver as ts
@@ -23,12 +24,6 @@ def _run(directory: Path, steps: range, **settings: Any) -> ts.Saver:
     for step in steps:
         saver.save(directory / "m", step)
     return saver
-
-
-def _flip(path: Path, position: int = -1) -> None:
-    data = bytearray(path.read_bytes())
-    data[position] ^= 4
-    path.write_bytes(data)
 
 
 def _facts(directory: Path, **arguments: Any) -> list[tuple[str, str, str]]:
@@ -72,8 +67,8 @@ def test_order_without_a_state_file_is_that_of_the_records(tmp_path: Path) -> No
 
 def test_damage_of_one_checkpoint_does_not_stop_the_others(tmp_path: Path) -> None:
     _run(tmp_path, range(1, 5))
-    _flip(tmp_path / "m-1.safetensors")
-    _flip(tmp_path / "m-3.safetensors", 3)
+    flip(tmp_path / "m-1.safetensors")
+    flip(tmp_path / "m-3.safetensors", 3)
     report = verify_directory(tmp_path)
     assert not report.is_sound
     assert [status.report.verdict for status in report.checkpoints] == ["damaged", "valid", "damaged", "valid"]
@@ -83,8 +78,8 @@ def test_damage_of_one_checkpoint_does_not_stop_the_others(tmp_path: Path) -> No
 def test_headers_only_reads_no_tensor_and_sees_damaged_headers(tmp_path: Path) -> None:
     _run(tmp_path, range(1, 4))
     save_file({"t": torch.ones(1)}, tmp_path / "their.safetensors")
-    _flip(tmp_path / "m-1.safetensors")
-    _flip(tmp_path / "m-2.safetensors", 3)
+    flip(tmp_path / "m-1.safetensors")
+    flip(tmp_path / "m-2.safetensors", 3)
     verdicts = [verdict for _, verdict, _ in _facts(tmp_path, headers_only=True)]
     assert verdicts == ["no_checksums", "headers_ok", "damaged", "headers_ok"]
     assert all(status.report.checked_bytes == 0 for status in list_checkpoints(tmp_path, headers_only=True))
@@ -169,7 +164,7 @@ def test_error_of_reading_one_is_unreadable_not_damaged_and_the_others_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _run(tmp_path, range(1, 4))
-    _flip(tmp_path / "m-3.safetensors")
+    flip(tmp_path / "m-3.safetensors")
     read_into = SafetensorsFile.read_into
 
     def failing(self: SafetensorsFile, *arguments: Any) -> None:
@@ -219,7 +214,7 @@ def test_read_only_directory_is_verified_and_nothing_in_it_is_changed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _run(tmp_path, range(1, 4), max_shard_bytes=17)
-    _flip(tmp_path / "m-2-00001-of-00002.safetensors")
+    flip(tmp_path / "m-2-00001-of-00002.safetensors")
     for path in tmp_path.iterdir():
         path.chmod(0o444)
     tmp_path.chmod(0o555)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from damage import flip
 from safetensors.torch import save_file
 
 import torchsaver as ts
@@ -19,12 +20,6 @@ from torchsaver.inspection.verification import verify_checkpoint
 from torchsaver.storage import paths
 
 VALUES = {"a": torch.arange(8.0), "b": torch.ones(4, dtype=torch.float64), "c": torch.tensor([1, 2], dtype=torch.int16)}
-
-
-def _flip(path: Path, position: int) -> None:
-    data = bytearray(path.read_bytes())
-    data[position] ^= 4
-    path.write_bytes(data)
 
 
 def _starts(path: Path) -> dict[str, int]:
@@ -63,7 +58,7 @@ def test_verify_takes_a_prefix_a_file_and_any_path(prefix: str, ending: str) -> 
 def test_verify_damaged_tensor_names_it_and_where_it_begins(prefix: str, key: str, inside: int) -> None:
     path = Path(prefix + ".safetensors")
     start = _starts(path)[key]
-    _flip(path, start + inside)
+    flip(path, start + inside)
     report = verify_checkpoint(prefix)
     (damage,) = report.damage
     assert damage[:3] == (str(path), key, start)
@@ -75,7 +70,7 @@ def test_verify_goes_on_after_damage_and_reports_all_in_the_order_of_the_bytes(p
     path = Path(prefix + ".safetensors")
     starts = _starts(path)
     for key in ("c", "b"):
-        _flip(path, starts[key] + 1)
+        flip(path, starts[key] + 1)
     assert [damage[:3] for damage in verify_checkpoint(prefix).damage] == [
         (str(path), key, starts[key]) for key in ("b", "c")
     ]
@@ -83,7 +78,7 @@ def test_verify_goes_on_after_damage_and_reports_all_in_the_order_of_the_bytes(p
 
 @pytest.mark.parametrize(("position", "offset"), [(3, 0), (12, 8), (300, 0)])
 def test_verify_damaged_header_names_no_tensor(prefix: str, position: int, offset: int) -> None:
-    _flip(Path(prefix + ".safetensors"), position)
+    flip(Path(prefix + ".safetensors"), position)
     (damage,) = verify_checkpoint(prefix).damage
     assert (damage.file, damage.tensor) == (prefix + ".safetensors", None)
     assert damage.offset is not None
@@ -114,7 +109,7 @@ def test_verify_sharded_reports_a_missing_shard_and_damage_in_the_others(sharded
     first, second, third = (f"{sharded}-{number:05d}-of-00003.safetensors" for number in (1, 2, 3))
     (key,) = _starts(Path(third))
     os.remove(first)
-    _flip(Path(third), -1)
+    flip(Path(third), -1)
     report = verify_checkpoint(sharded)
     missing, damaged = report.damage
     assert missing == Damage(first, None, None, "it is missing, and the index names it")
@@ -125,9 +120,9 @@ def test_verify_sharded_reports_a_missing_shard_and_damage_in_the_others(sharded
 
 def test_verify_sharded_with_a_damaged_index_and_header_still_reads_the_other_shards(sharded: str) -> None:
     index, *shards = verify_checkpoint(sharded).files
-    _flip(Path(index), 5)
-    _flip(Path(shards[0]), 3)
-    _flip(Path(shards[1]), -1)
+    flip(Path(index), 5)
+    flip(Path(shards[0]), 3)
+    flip(Path(shards[1]), -1)
     report = verify_checkpoint(sharded)
     assert [(damage.file, damage.tensor is None) for damage in report.damage] == [
         (index, True),
@@ -211,7 +206,7 @@ def test_verify_file_that_is_cut_while_it_is_read_is_damage(prefix: str) -> None
 def test_verify_reads_the_new_checkpoint_when_a_save_replaces_it_meanwhile(
     prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _flip(Path(prefix + ".safetensors"), 3)
+    flip(Path(prefix + ".safetensors"), 3)
     find = paths.find_checkpoint
     calls = []
 
@@ -252,6 +247,6 @@ def test_verify_memory_stays_within_the_window_whatever_the_tensor(tmp_path: Pat
 def test_verify_leaves_no_file_open(sharded: str) -> None:
     before = len(os.listdir("/proc/self/fd"))
     verify_checkpoint(sharded)
-    _flip(Path(f"{sharded}-00003-of-00003.safetensors"), 3)
+    flip(Path(f"{sharded}-00003-of-00003.safetensors"), 3)
     verify_checkpoint(sharded)
     assert len(os.listdir("/proc/self/fd")) == before

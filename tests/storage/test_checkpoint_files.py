@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from faults.dying_disk import install
 from safetensors.torch import load_file
-from storage.dying_disk import install
 
 import torchsaver as ts
 from torchsaver.formats.manifest import Manifest

@@ -18,6 +18,7 @@ _BYTES_PER_MARK = 95  # the dearest shapes, `[[[` and `"k":{},`, measured with C
 _COPIES = 4  # text, the strings in it, and the text and bytes its checksum is taken of
 _FEW_ITEMS = 16  # fewer are taken one by one: one of them may be large
 _PIECE_ITEMS = 1000
+_MAX_DIGITS = 4300  # Python's own limit, which a program can lift: more digits take quadratic time
 _SPACES = " \t\n\r"
 _SPACE = re.compile(r"[ \t\n\r]*")
 _MARKS = "[{,:"  # every value and key needs one of its own, but the first
@@ -99,11 +100,19 @@ def _finite(text: str) -> float:
     return value
 
 
+def _integer(text: str) -> int:
+    if text == "-0" or len(text) > _MAX_DIGITS:
+        raise ValueError(f"{text[:20]} is no integer that means anything here")
+    return int(text)
+
+
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_finite)
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_finite, parse_int=_integer
+)
 
 
 class JsonCursor:
@@ -234,7 +243,7 @@ def require_json(metadata: Any) -> None:
     try:
         text = canonical_json(metadata)
         text.encode("utf-8")
-        back = json.loads(text)
+        back = loads(text)  # as its reader will
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(
             f"metadata is no JSON value: {error}; use dict, list, str, finite numbers, bool and None"

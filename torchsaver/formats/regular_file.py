@@ -19,7 +19,13 @@ def open_regular(path: str) -> tuple[int, int]:
     """
     # O_NONBLOCK: opening a FIFO nobody writes to must not block; it has no effect on a regular file.
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    status = os.fstat(fd)
+    try:
+        status = os.fstat(fd)
+    except BaseException as error:
+        os.close(fd)
+        if isinstance(error, OSError):
+            error.filename = path  # the system call only knows a number
+        raise
     if stat.S_ISREG(status.st_mode):
         return fd, status.st_size
     os.close(fd)

@@ -96,10 +96,14 @@ def read_manifest(prefix: str) -> Manifest:
 
 
 def read_commit(prefix: str) -> Commit | None:
-    """Return the record a checkpoint holds; None when it has none, or cannot be read now."""
+    """Return the record a checkpoint holds; None when it has none, is damaged or gone.
+
+    Raises:
+        OSError: It is there and cannot be read.
+    """
     try:
         return read_manifest(prefix).commit
-    except (OSError, CorruptCheckpointError, UnsupportedCheckpointError):
+    except (FileNotFoundError, IsADirectoryError, CorruptCheckpointError, UnsupportedCheckpointError):
         return None
 
 
@@ -113,11 +117,16 @@ def written_after(path: str, prefix: str) -> bool:
 
 
 class Records:
-    """The records of the checkpoints in one directory; each header is read once, when its name is new."""
+    """The records of the checkpoints in one directory; each header is read once, when its name is new.
+
+    Attributes:
+        unread: How many could not be read the last time, an error of the system; they are tried again the next time.
+    """
 
     def __init__(self, directory: str) -> None:
         self._directory = directory
         self._commits: dict[str, Commit | None] = {}
+        self.unread = 0
 
     def refresh(self, names: Iterable[str] | None = None) -> dict[str, Commit]:
         """Return the records by name, of these `names` or of all that are there, fragments too; not all have one.
@@ -126,10 +135,14 @@ class Records:
             OSError: The directory cannot be listed.
         """
         names = checkpoint_names(self._directory, with_fragments=True) if names is None else list(names)
+        self.unread = 0
         for name in names:
             if name not in self._commits:
-                self._commits[name] = read_commit(os.path.join(self._directory, name))
-        return {name: commit for name in names if (commit := self._commits[name]) is not None}
+                try:
+                    self._commits[name] = read_commit(os.path.join(self._directory, name))
+                except OSError:  # one bad file must not keep others from being saved
+                    self.unread += 1
+        return {name: commit for name in names if (commit := self._commits.get(name)) is not None}
 
     def note(self, name: str, commit: Commit | None) -> None:
         """Take down the record of a checkpoint that has just been written."""

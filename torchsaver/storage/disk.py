@@ -134,8 +134,7 @@ class NewFile:
     def _close(self) -> None:
         fd, self._fd = self._fd, -1  # the system closes a descriptor whatever it reports
         if fd >= 0:
-            locks.release(fd)
-            os.close(fd)
+            locks.close(fd)
 
     def _flush(self) -> None:
         pending, self._pending = self._pending, bytearray()
@@ -237,14 +236,13 @@ def make_directories(directory: str) -> None:
         make_directories(parent)
     try:
         os.mkdir(directory)
-    except FileExistsError:
-        if os.path.isdir(directory):  # another process made it meanwhile
-            return
-        raise
-    try:
         sync_directory(parent)
-    except OSError:
-        os.rmdir(directory)  # a directory that is there is taken for durable
+    except FileExistsError:
+        if not os.path.isdir(directory):  # else another process made it meanwhile
+            raise
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.rmdir(directory)  # a directory that is there is taken for durable
         raise
 
 
@@ -288,8 +286,7 @@ def remove_if_abandoned(path: str, *, shared: bool = False) -> None:
         if locks.acquire(fd, shared=shared):
             remove(path)
     finally:
-        locks.release(fd)
-        os.close(fd)
+        locks.close(fd)
 
 
 @contextlib.contextmanager

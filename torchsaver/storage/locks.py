@@ -48,6 +48,14 @@ def release(fd: int) -> None:
             fcntl.flock(fd, fcntl.LOCK_UN)
 
 
+def close(fd: int) -> None:
+    """Let a lock go and close what held it, whatever interrupts: a descriptor nobody knows would hold it for ever."""
+    try:
+        release(fd)
+    finally:
+        os.close(fd)
+
+
 @contextlib.contextmanager
 def locked(directory: str) -> Iterator[bool]:
     """Hold the lock of a directory; yields whether there is one to be had.
@@ -60,19 +68,27 @@ def locked(directory: str) -> Iterator[bool]:
     try:
         yield _wait_for(fd, directory or ".")
     finally:
-        release(fd)
-        os.close(fd)
+        with contextlib.suppress(OSError):  # nothing was written to it
+            close(fd)
 
 
 def _wait_for(fd: int, directory: str) -> bool:
     give_up, pause = time.monotonic() + _PATIENCE_SECS, 0.0005
-    while (held := acquire(fd)) is False:
+    while (held := _acquired(fd, directory)) is False:
         if time.monotonic() > give_up:
             message = f"another process has been saving here for {_PATIENCE_SECS:g} s; is it stopped? nothing was saved"
             raise TimeoutError(errno.ETIMEDOUT, message, directory)
         time.sleep(pause)
         pause = min(2 * pause, _LONGEST_PAUSE_SECS)
     return bool(held)
+
+
+def _acquired(fd: int, directory: str) -> bool | None:
+    try:
+        return acquire(fd)
+    except OSError as error:
+        error.filename = directory  # the system call only knows a number
+        raise
 
 
 @contextlib.contextmanager
@@ -91,9 +107,8 @@ def unused(paths: list[str]) -> Iterator[bool]:
                 if error.errno in (errno.ENOENT, errno.ELOOP, errno.EACCES):  # gone, a link, or closed to readers
                     continue
                 raise
-            stack.callback(os.close, fd)
+            stack.callback(close, fd)
             free = free and acquire(fd) is not False
-            stack.callback(release, fd)
         yield free
 
 
@@ -117,16 +132,14 @@ def pin(directory: str, files: dict[str, int]) -> bool:
 def unpin(directory: str) -> None:
     """Let go what `pin` holds in a directory."""
     for fd in _pins.pop(os.path.realpath(directory), {}).values():
-        release(fd)
-        os.close(fd)
+        close(fd)
 
 
 def _unpin_file(path: str) -> None:
     real = os.path.realpath(path)
     for held in _pins.values():
         if (fd := held.pop(real, None)) is not None:
-            release(fd)
-            os.close(fd)
+            close(fd)
 
 
 def _is_at(path: str, fd: int) -> bool:

@@ -1,0 +1,123 @@
+"""Locks: one holder at a time, gone with the holder, let go for forked children too."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from torchsaver.storage import locks
+
+fcntl = pytest.importorskip("fcntl")
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> Any:
+    """Two descriptors of one file."""
+    (tmp_path / "file").write_bytes(b"")
+    fds = [os.open(tmp_path / "file", os.O_RDONLY) for _ in range(2)]
+    yield fds
+    for fd in fds:
+        os.close(fd)
+
+
+@pytest.mark.parametrize(("first", "second", "both"), [(True, True, True), (True, False, False), (False, True, False)])
+def test_acquire_shared_with_shared_only(two: list[int], first: bool, second: bool, both: bool) -> None:
+    assert locks.acquire(two[0], shared=first) is True
+    assert locks.acquire(two[1], shared=second) is both
+    locks.release(two[0])
+    assert locks.acquire(two[1], shared=second) is True
+
+
+def test_release_lets_go_what_a_forked_child_has_inherited(two: list[int]) -> None:
+    assert locks.acquire(two[0])
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(writer)
+        os.read(reader, 1)  # until the parent closes its end
+        os._exit(0)
+    try:
+        locks.release(two[0])
+        assert locks.acquire(two[1]) is True
+    finally:
+        os.close(writer)
+        os.close(reader)
+        os.waitpid(pid, 0)
+
+
+@pytest.mark.parametrize("number", [errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS])
+def test_acquire_without_locks_on_the_file_system_says_so(
+    two: list[int], number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    assert locks.acquire(two[0]) is None
+    locks.release(two[0])
+
+
+def test_everything_works_where_the_platform_has_no_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    import torchsaver as ts
+
+    monkeypatch.setattr(locks, "fcntl", None)
+    saver = ts.Saver({"x": torch.ones(1)}, max_to_keep=1)
+    for step in (1, 2):
+        saver.save(tmp_path / "m", step)
+    (tmp_path / ".torchsaver-0123456789abcdef.tmp").write_bytes(b"")
+    saver.save(tmp_path / "m", 3)
+    assert ts.newest_valid_checkpoint(tmp_path) == str(tmp_path / "m-3")
+    assert sorted(os.listdir(tmp_path)) == [".torchsaver-0123456789abcdef.tmp", "checkpoint", "m-3.safetensors"]
+    locks.unpin(str(tmp_path))
+
+
+def test_directory_lock_is_free_after_an_error(tmp_path: Path) -> None:
+    def failing() -> None:
+        with locks.locked(str(tmp_path)):
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        failing()
+    with locks.locked(str(tmp_path)) as held:
+        assert held
+
+
+def test_directory_lock_of_a_missing_directory_is_an_oserror(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), locks.locked(str(tmp_path / "missing")):
+        pytest.fail("not reached")
+
+
+def test_pin_of_a_file_that_is_gone_or_another_by_now_fails_and_holds_nothing(tmp_path: Path, two: list[int]) -> None:
+    path = tmp_path / "file"
+    path.unlink()
+    assert not locks.pin(str(tmp_path), {str(path): two[0]})
+    path.write_bytes(b"another")
+    assert not locks.pin(str(tmp_path), {str(path): two[0]})
+    assert locks.acquire(two[1]) is True
+
+
+def test_pin_replaces_the_pins_of_the_same_directory_only(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_bytes(b"")
+    fds = {name: os.open(tmp_path / name / "file", os.O_RDONLY) for name in ("one", "two")}
+    before = len(os.listdir("/proc/self/fd"))
+    for name in ("one", "two", "one"):
+        assert locks.pin(str(tmp_path / name), {str(tmp_path / name / "file"): fds[name]})
+    assert len(os.listdir("/proc/self/fd")) == before + 2
+    for name, fd in fds.items():
+        locks.unpin(str(tmp_path / name))
+        os.close(fd)
+    assert len(os.listdir("/proc/self/fd")) == before - 2
+
+
+def test_unused_of_a_link_or_a_file_closed_to_readers_is_free(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with locks.unused([str(tmp_path / "link"), str(tmp_path / "missing")]) as free:
+        assert free

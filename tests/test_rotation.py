@@ -424,3 +424,28 @@ def test_logging_of_a_leftover_names_it_and_why(
     saver.save(tmp_path / "m", 3)
     assert "m-2" in caplog.text
     assert "by saves that did not end" in caplog.text
+
+
+def test_leftover_that_another_save_has_replaced_since_it_was_read_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = _saver(max_to_keep=1)
+    for step in (1, 2):
+        first.save(tmp_path / "m", step)
+    _die_before_the_state_file(tmp_path, 3, monkeypatch, max_to_keep=1)
+    saver = _saver(max_to_keep=1)
+    saver.resume(tmp_path)
+    saver._rotation.plan(str(tmp_path / "m-9"), 0.0, None)  # has read the header of 3
+    other = _saver(keep_checkpoint_every_n_hours=0.0)
+    other.save(tmp_path / "m", 3)
+    ts.update_checkpoint_state(tmp_path, "m-2")  # as if it had left the other's list for ever
+    saver.save(tmp_path / "m", 4)
+    assert "m-3" in _names(tmp_path)
+
+
+def test_saver_remembers_no_more_than_its_window(tmp_path: Path) -> None:
+    for keep, remembered in ((2, 3), (0, 0)):
+        saver = _saver(max_to_keep=keep)
+        for step in range(9):
+            saver.save(tmp_path / str(keep) / "m", step)
+        assert len(saver._rotation._known) == remembered

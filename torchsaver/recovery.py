@@ -141,7 +141,7 @@ def _candidates(directory: str, listing: Listing, search: Search) -> Iterator[tu
                 commit = read_manifest(prefix).commit
             except FileNotFoundError:
                 search.vanished.append(name)
-            except CorruptCheckpointError as error:
+            except (CorruptCheckpointError, UnsupportedCheckpointError) as error:  # it may be anybody's
                 search.skipped.append(SkippedCheckpoint(prefix, str(error)))
             else:
                 if commit is not None and commit.state_file == os.path.basename(listing.path):

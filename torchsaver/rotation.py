@@ -58,7 +58,7 @@ class Rotation:
         self.relative_paths = relative_paths
         self._window = Window()
         self._records: dict[str, Records] = {}  # by real directory
-        self._own: dict[str, Commit] = {}  # the record of each checkpoint this saver has written, by identity
+        self._known: dict[str, Commit] = {}  # by identity, the record of what this saver has written or judged itself
         self._listed: dict[str, frozenset[str]] = {}  # identities this saver found in a state file, or has put there
         self._unsure: tuple[Plan, bytes] | None = None  # a commit that failed: its state file may be there all the same
 
@@ -75,7 +75,7 @@ class Rotation:
         """Replace the window by (prefix, seconds since the epoch), oldest first; nothing is checked."""
         last = tuple(_record(prefix, saved) for prefix, saved in prefixes_with_time)
         listed = {record.identity for record in last}
-        self._own = {identity: commit for identity, commit in self._own.items() if identity not in listed}
+        self._known = {identity: commit for identity, commit in self._known.items() if identity not in listed}
         doomed = tuple(record for record in self._window.doomed if record.identity not in listed)
         self._window = Window(last, doomed, self._window.next_kept_time)
 
@@ -133,7 +133,7 @@ class Rotation:
         """
         with locks.locked(plan.directory) as alone:
             listing = read_listing(plan.directory, os.path.basename(plan.state_path))
-            left = self._leftovers(plan, listing) if alone and self.max_to_keep else []
+            left = self._leftovers(plan, listing) if alone and self.max_to_keep else {}
             state = self._state(plan, _merged(self._others(plan, listing), plan.listed, listing))
             publish()
             self._records_of(plan.directory).note(os.path.basename(plan.newest.prefix), plan.commit)
@@ -142,10 +142,13 @@ class Rotation:
             self._take(plan, left)
             self._remove_old(plan.directory)
 
-    def _take(self, plan: Plan, left: Iterable[Record] = ()) -> None:
-        """Make the outcome of a committed save this saver's own."""
-        self._window = retention.doom_again(plan.window, left)
-        self._own[plan.newest.identity] = plan.commit
+    def _take(self, plan: Plan, left: Mapping[str, Commit] | None = None) -> None:
+        """Make the outcome of a committed save this saver's own; what is `left`, by identity, is to go."""
+        left = left or {}
+        self._window = retention.doom_again(plan.window, [_record(identity, -math.inf) for identity in left])
+        known = {**self._known, **left, plan.newest.identity: plan.commit}
+        remembered = {record.identity for record in (*self._window.last, *self._window.doomed)}
+        self._known = {identity: commit for identity, commit in known.items() if identity in remembered}
         self._listed[paths.identity(plan.state_path)] = frozenset(record.identity for record in plan.listed)
         self._unsure = None
 
@@ -165,8 +168,8 @@ class Rotation:
         listed = [os.path.join(directory, name) for name in listing.names]
         return [path for path in listed if path not in own and paths.find_checkpoint(path) is not None]
 
-    def _leftovers(self, plan: Plan, listing: Listing) -> list[Record]:
-        """Return what dead writers have left in the directory; nobody else is between publishing and listing."""
+    def _leftovers(self, plan: Plan, listing: Listing) -> dict[str, Commit]:
+        """Return, by identity, what dead writers have left here; nobody else is between publishing and listing."""
         commits = _of(self._records_of(plan.directory).refresh(), plan.commit.place, plan.commit.state_file)
         listed = {*listing.names, *plan.commit.kept}
         never = retention.never_listed(commits, listed, _crc32c(listing))
@@ -174,7 +177,7 @@ class Rotation:
         left = sorted(died | retention.expired(commits, listed))
         if left:
             logger.info("left in %s by saves that did not end: %s", plan.directory or ".", ", ".join(left))
-        return [_record(os.path.join(plan.directory, name), -math.inf) for name in left]
+        return {paths.identity(os.path.join(plan.directory, name)): commits[name] for name in left}
 
     def _state(self, plan: Plan, identities: list[str]) -> CheckpointState:
         if self.relative_paths:
@@ -209,16 +212,15 @@ class Rotation:
         except OSError as error:
             logger.warning("could not remove the old checkpoint %s: %s", record.prefix, error)
             return False
-        self._own.pop(record.identity, None)
         return True
 
     def _why_left_alone(self, record: Record, directory: str) -> str | None:
         """Return why a checkpoint that has left the window is not ours to remove; None when it is.
 
-        What this saver has not written itself it knows from a text, which may say anything.
+        What this saver has not written or judged itself it knows from a text, which may say anything.
         """
-        if record.identity in self._own:
-            replaced = read_commit(record.identity) not in (None, self._own[record.identity])
+        if record.identity in self._known:
+            replaced = read_commit(record.identity) not in (None, self._known[record.identity])
             return "another save has replaced it" if replaced else None
         if paths.own_name(directory, record.identity) is None:
             return f"it was not saved by this Saver, and does not stand in {directory or '.'}"

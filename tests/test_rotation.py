@@ -102,12 +102,14 @@ def test_checkpoint_that_another_saver_has_replaced_is_not_removed(
 
 def test_save_waits_for_a_process_that_is_committing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
-    with locks.locked(str(tmp_path)):
-        monkeypatch.setattr("time.sleep", pauses.append)
-        ticks = iter(range(0, 1000, 20))
-        monkeypatch.setattr("time.monotonic", lambda: float(next(ticks)))
-        with pytest.raises(TimeoutError, match="another process has been saving here") as caught:
-            _saver().save(tmp_path / "m", 1)
+    fd = os.open(tmp_path, os.O_RDONLY)
+    assert locks.acquire(fd)
+    monkeypatch.setattr("time.sleep", pauses.append)
+    ticks = iter(range(0, 1000, 20))
+    monkeypatch.setattr("time.monotonic", lambda: float(next(ticks)))
+    with pytest.raises(TimeoutError, match="another process has been saving here") as caught:
+        _saver().save(tmp_path / "m", 1)
+    locks.close(fd)
     assert caught.value.filename == str(tmp_path)
     assert pauses == sorted(pauses) != []
     assert os.listdir(tmp_path) == []
@@ -119,7 +121,7 @@ def test_state_file_is_read_again_under_the_lock(tmp_path: Path, monkeypatch: py
     one.save(tmp_path / "a", 1)
     two.save(tmp_path / "b", 1)
     once = iter([True])
-    real = locks.locked
+    real = locks.DirectoryLock
     calls: list[str] = []
 
     def two_saves_before(directory: str) -> Any:
@@ -128,7 +130,7 @@ def test_state_file_is_read_again_under_the_lock(tmp_path: Path, monkeypatch: py
         calls[:] = seen
         return real(directory)
 
-    monkeypatch.setattr("torchsaver.rotation.locks.locked", two_saves_before)
+    monkeypatch.setattr("torchsaver.rotation.locks.DirectoryLock", two_saves_before)
     one.save(tmp_path / "a", 2)
     assert _listed(tmp_path) == ["a-1", "b-1", "b-2", "a-2"]
 

@@ -95,7 +95,7 @@ class Rotation:
         """
         directory, name = os.path.split(prefix)
         self._records_of(directory).forget(name)
-        with locks.locked(directory) as alone:
+        with locks.DirectoryLock(directory) as alone:
             listing = read_listing(directory, latest_filename)
             commits = self._records_of(directory).refresh(None if self.max_to_keep else listing.names[-1:])
         self._settle(listing)
@@ -131,7 +131,7 @@ class Rotation:
         Raises:
             OSError: An error of `publish`, or the state file cannot be written; the window is as it was.
         """
-        with locks.locked(plan.directory) as alone:
+        with locks.DirectoryLock(plan.directory) as alone:
             listing = read_listing(plan.directory, os.path.basename(plan.state_path))
             left = self._leftovers(plan, listing) if alone and self.max_to_keep else {}
             state = self._state(plan, _merged(self._others(plan, listing), plan.listed, listing))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -79,17 +81,67 @@ def test_everything_works_where_the_platform_has_no_locks(tmp_path: Path, monkey
 
 def test_directory_lock_is_free_after_an_error(tmp_path: Path) -> None:
     def failing() -> None:
-        with locks.locked(str(tmp_path)):
+        with locks.DirectoryLock(str(tmp_path)):
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         failing()
-    with locks.locked(str(tmp_path)) as held:
+    with locks.DirectoryLock(str(tmp_path)) as held:
         assert held
 
 
+def test_directory_lock_of_an_interrupted_save_does_not_hold_up_the_next_one(tmp_path: Path) -> None:
+    interrupted = locks.DirectoryLock(str(tmp_path))
+    assert interrupted.__enter__()  # and an interrupt before the with block knows of it
+    with locks.DirectoryLock(str(tmp_path)) as held:
+        assert held
+        interrupted.close()  # has nothing to close any more
+        fd = os.open(tmp_path, os.O_RDONLY)
+        assert locks.acquire(fd) is False
+        os.close(fd)
+
+
+def test_directory_lock_goes_with_its_object(tmp_path: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    locks.DirectoryLock(str(tmp_path)).__enter__()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_directory_lock_of_another_thread_is_waited_for(tmp_path: Path) -> None:
+    order = []
+    entered = threading.Event()
+
+    def other() -> None:
+        with locks.DirectoryLock(str(tmp_path)):
+            entered.set()
+            order.append("other")
+
+    with locks.DirectoryLock(str(tmp_path)):
+        thread = threading.Thread(target=other)
+        thread.start()
+        assert not entered.wait(0.05)
+        order.append("first")
+    thread.join()
+    assert order == ["first", "other"]
+
+
+def test_forked_child_that_ends_does_not_let_go_of_its_parent_s_lock(tmp_path: Path) -> None:
+    with locks.DirectoryLock(str(tmp_path)) as held:
+        assert held
+        pid = os.fork()
+        if pid == 0:
+            gc.collect()
+            for lock in list(locks._held.values()):
+                lock.close()
+            os._exit(0)
+        os.waitpid(pid, 0)
+        fd = os.open(tmp_path, os.O_RDONLY)
+        assert locks.acquire(fd) is False
+        os.close(fd)
+
+
 def test_directory_lock_of_a_missing_directory_is_an_oserror(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError), locks.locked(str(tmp_path / "missing")):
+    with pytest.raises(FileNotFoundError), locks.DirectoryLock(str(tmp_path / "missing")):
         pytest.fail("not reached")
 
 

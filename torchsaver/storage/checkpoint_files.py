@@ -67,7 +67,7 @@ def _require_room_for(path: str) -> None:
 class StagedCheckpoint:
     """A new checkpoint, written and on the device under temporary names; `publish` gives it its own.
 
-    Used as a context; leaving it without `publish` removes what was written.
+    Used as a context: entering it writes, and leaving it without `publish` removes what was written.
 
     Args:
         prefix: Its directory exists.
@@ -76,7 +76,7 @@ class StagedCheckpoint:
         max_shard_bytes: Above this size the tensors go into several files with an index; None: always one file.
 
     Raises:
-        OSError: The files cannot be written; nothing is left.
+        OSError: On entering: the files cannot be written; nothing is left.
     """
 
     def __init__(
@@ -88,13 +88,17 @@ class StagedCheckpoint:
     ) -> None:
         self._prefix = prefix
         self._single, self._index = paths.checkpoint_file(prefix), paths.index_file(prefix)
+        self._content = _plan_shards(tensors, max_shard_bytes), manifest
         self._shards: list[str] = []
         self._stage = disk.Stage()
+
+    def __enter__(self) -> StagedCheckpoint:
         try:
-            self._write(_plan_shards(tensors, max_shard_bytes), manifest)
+            self._write(*self._content)
         except BaseException:
             self._stage.close()
             raise
+        return self
 
     def _write(self, shards: list[dict[str, torch.Tensor]], manifest: Manifest) -> None:
         if len(shards) == 1:
@@ -148,9 +152,6 @@ class StagedCheckpoint:
                     disk.remove(path)
             raise
         return [self._index, *self._shards]
-
-    def __enter__(self) -> StagedCheckpoint:
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

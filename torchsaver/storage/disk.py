@@ -11,7 +11,7 @@ import contextlib
 import errno
 import logging
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from types import TracebackType
 
 from torchsaver.storage import locks, paths
@@ -33,6 +33,7 @@ class NewFile:
         self.path = path
         self._temporary = ""
         self._fd = -1
+        self._close: Callable[[], object] | None = None
         self._position = 0
         self._pending = bytearray()
         self._is_synced = False
@@ -49,6 +50,7 @@ class NewFile:
                 except FileExistsError:
                     self._temporary = ""  # planted: not ours to remove
                     raise
+                self._close = locks.closer(self, self._fd)
                 if locks.acquire(self._fd) is not False and os.fstat(self._fd).st_nlink:
                     return
                 self._close()  # a sweep took it between its creation and the lock
@@ -127,14 +129,10 @@ class NewFile:
                 if self._temporary:
                     remove(self._temporary)
             finally:
-                self._close()
+                if self._close is not None:
+                    self._close()
         except OSError as error:
             logger.warning("could not clear away %s, left by a save of %s: %s", self._temporary, self.path, error)
-
-    def _close(self) -> None:
-        fd, self._fd = self._fd, -1  # the system closes a descriptor whatever it reports
-        if fd >= 0:
-            locks.close(fd)
 
     def _flush(self) -> None:
         pending, self._pending = self._pending, bytearray()

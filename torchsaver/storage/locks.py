@@ -13,8 +13,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import threading
 import time
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
+from types import TracebackType
 
 try:
     import fcntl
@@ -56,20 +59,59 @@ def close(fd: int) -> None:
         os.close(fd)
 
 
-@contextlib.contextmanager
-def locked(directory: str) -> Iterator[bool]:
-    """Hold the lock of a directory; yields whether there is one to be had.
+def closer(owner: object, fd: int) -> Callable[[], object]:
+    """Return what closes `fd` and lets its lock go, once; it does so by itself when its `owner` is gone.
+
+    An interrupt may come between any two steps, also before a with statement knows of what it has entered.
+    """
+    return weakref.finalize(owner, _close_in, os.getpid(), fd)
+
+
+def _close_in(pid: int, fd: int) -> None:
+    if pid == os.getpid():  # a forked child has a copy of the descriptor, and the lock is its parent's
+        close(fd)
+    else:
+        os.close(fd)
+
+
+class DirectoryLock:
+    """The lock of a directory, held in a with block, whose target says whether there is one to be had.
 
     Raises:
         TimeoutError: Another process has held it for a minute: it hangs or is stopped.
         OSError: The directory is missing or cannot be opened.
     """
-    fd = os.open(directory or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield _wait_for(fd, directory or ".")
-    finally:
-        with contextlib.suppress(OSError):  # nothing was written to it
-            close(fd)
+
+    def __init__(self, directory: str) -> None:
+        self._directory = directory or "."
+        self._close: Callable[[], object] | None = None
+
+    def __enter__(self) -> bool:
+        place = os.path.realpath(self._directory), threading.get_ident()
+        if (interrupted := _held.get(place)) is not None:  # this thread is here again, so it is not there any more
+            interrupted.close()
+        _held[place] = self
+        fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            self._close = closer(self, fd)
+            return _wait_for(fd, self._directory)
+        except BaseException:
+            self.close()
+            raise
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let the lock go; a second time does nothing."""
+        if self._close is not None:
+            with contextlib.suppress(OSError):  # nothing was written to it
+                self._close()
+
+
+_held: weakref.WeakValueDictionary[tuple[str, int], DirectoryLock] = weakref.WeakValueDictionary()  # and the thread
 
 
 def _wait_for(fd: int, directory: str) -> bool:

@@ -12,14 +12,8 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
-NAMES = (
-    "safetensors",
-    "manifest",
-    "index",
-    "state",
-    "statefile",
-    "directory",
-)  # importing TARGETS would take torch's seconds
+# As in targets.TARGETS, which would bring the seconds that importing torch takes.
+NAMES = ("safetensors", "manifest", "index", "state", "statefile", "directory")
 
 
 def totals(output: Path) -> str:

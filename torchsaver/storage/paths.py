@@ -24,6 +24,7 @@ INDEX_ENDING = ".safetensors.index.json"
 STATE_FILE = "checkpoint"
 _MOST_DIRECTORIES = 1000
 _SHARD = re.compile(r"(-[0-9]{5,}-of-[0-9]{5,}|-s[0-9a-f]{16})\Z")
+_SHARD_END = re.compile(r"(-s[0-9a-f]{16})?-[0-9]{5,}-of-[0-9]{5,}\Z")
 _TEMPORARY = re.compile(r"\.torchsaver-[0-9a-f]{16}\.tmp")
 
 
@@ -78,10 +79,7 @@ def why_not_a_prefix(name: str) -> str | None:
 
 def is_shard_of(prefix: str, name: str) -> bool:
     """Return whether `name` is a file name that `shard_files` gives for this prefix."""
-    stem = re.escape(os.path.basename(prefix))
-    return (
-        re.fullmatch(rf"{stem}(-s[0-9a-f]{{16}})?-[0-9]{{5,}}-of-[0-9]{{5,}}{re.escape(FILE_ENDING)}", name) is not None
-    )
+    return prefix_name(name) == (os.path.basename(prefix), True)
 
 
 def prefix_name(name: str) -> tuple[str, bool] | None:
@@ -89,7 +87,7 @@ def prefix_name(name: str) -> tuple[str, bool] | None:
     for ending in (INDEX_ENDING, FILE_ENDING):
         if name.endswith(ending) and name != ending:
             stem = name.removesuffix(ending)
-            whole = re.sub(r"(-s[0-9a-f]{16})?-[0-9]{5,}-of-[0-9]{5,}$", "", stem) if ending == FILE_ENDING else stem
+            whole = _SHARD_END.sub("", stem) if ending == FILE_ENDING else stem
             return (whole or stem), whole not in ("", stem)
     return None
 

@@ -109,7 +109,7 @@ def test_save_waits_for_a_process_that_is_committing(tmp_path: Path, monkeypatch
     monkeypatch.setattr("time.monotonic", lambda: float(next(ticks)))
     with pytest.raises(TimeoutError, match="another process has been saving here") as caught:
         _saver().save(tmp_path / "m", 1)
-    locks.close(fd)
+    os.close(fd)
     assert caught.value.filename == str(tmp_path)
     assert pauses == sorted(pauses) != []
     assert os.listdir(tmp_path) == []
@@ -318,6 +318,21 @@ def test_save_that_failed_on_the_state_file_leaves_a_leftover_for_the_same_saver
                 saver.save(tmp_path / "m", step)
     saver.save(tmp_path / "m", 4)
     assert _names(tmp_path) == _listed(tmp_path) == ["m-1", "m-4"]
+
+
+def test_checkpoint_over_which_a_save_failed_is_removed_in_its_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saver = _saver(max_to_keep=2)
+    for step in (1, 2):
+        saver.save(tmp_path / "m", step)
+    with monkeypatch.context() as patch:
+        patch.setattr("torchsaver.rotation.write_state", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
+        with pytest.raises(OSError, match="full"):
+            saver.save(tmp_path / "m", 2)
+    for step in (3, 4):
+        saver.save(tmp_path / "m", step)
+    assert _names(tmp_path) == _listed(tmp_path) == ["m-3", "m-4"]
 
 
 # ---- what it was only told

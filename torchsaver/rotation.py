@@ -58,7 +58,8 @@ class Rotation:
         self.relative_paths = relative_paths
         self._window = Window()
         self._records: dict[str, Records] = {}  # by real directory
-        self._known: dict[str, Commit] = {}  # by identity, the record of what this saver has written or judged itself
+        # By identity, the records of what this saver has written or judged; two after a save over it that failed.
+        self._known: dict[str, tuple[Commit, ...]] = {}
         self._listed: dict[str, frozenset[str]] = {}  # identities this saver found in a state file, or has put there
         self._unsure: tuple[Plan, bytes] | None = None  # a commit that failed: its state file may be there all the same
 
@@ -75,7 +76,7 @@ class Rotation:
         """Replace the window by (prefix, seconds since the epoch), oldest first; nothing is checked."""
         last = tuple(_record(prefix, saved) for prefix, saved in prefixes_with_time)
         listed = {record.identity for record in last}
-        self._known = {identity: commit for identity, commit in self._known.items() if identity not in listed}
+        self._known = {identity: known for identity, known in self._known.items() if identity not in listed}
         doomed = tuple(record for record in self._window.doomed if record.identity not in listed)
         self._window = Window(last, doomed, self._window.next_kept_time)
 
@@ -135,6 +136,8 @@ class Rotation:
             listing = read_listing(plan.directory, os.path.basename(plan.state_path))
             left = self._leftovers(plan, listing) if alone and self.max_to_keep else {}
             state = self._state(plan, _merged(self._others(plan, listing), plan.listed, listing))
+            if plan.newest.identity in self._known:
+                self._known[plan.newest.identity] += (plan.commit,)
             publish()
             self._records_of(plan.directory).note(os.path.basename(plan.newest.prefix), plan.commit)
             self._unsure = plan, format_state(state).encode("utf-8")
@@ -146,9 +149,10 @@ class Rotation:
         """Make the outcome of a committed save this saver's own; what is `left`, by identity, is to go."""
         left = left or {}
         self._window = retention.doom_again(plan.window, [_record(identity, -math.inf) for identity in left])
-        known = {**self._known, **left, plan.newest.identity: plan.commit}
+        judged = {identity: (commit,) for identity, commit in left.items()}
+        known = {**self._known, **judged, plan.newest.identity: (plan.commit,)}
         remembered = {record.identity for record in (*self._window.last, *self._window.doomed)}
-        self._known = {identity: commit for identity, commit in known.items() if identity in remembered}
+        self._known = {identity: commits for identity, commits in known.items() if identity in remembered}
         self._listed[paths.identity(plan.state_path)] = frozenset(record.identity for record in plan.listed)
         self._unsure = None
 
@@ -220,7 +224,7 @@ class Rotation:
         What this saver has not written or judged itself it knows from a text, which may say anything.
         """
         if record.identity in self._known:
-            replaced = read_commit(record.identity) not in (None, self._known[record.identity])
+            replaced = read_commit(record.identity) not in (None, *self._known[record.identity])
             return "another save has replaced it" if replaced else None
         if paths.own_name(directory, record.identity) is None:
             return f"it was not saved by this Saver, and does not stand in {directory or '.'}"

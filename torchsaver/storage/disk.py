@@ -11,7 +11,7 @@ import contextlib
 import errno
 import logging
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from types import TracebackType
 
 from torchsaver.storage import locks, paths
@@ -32,8 +32,7 @@ class NewFile:
     def __init__(self, path: str) -> None:
         self.path = path
         self._temporary = ""
-        self._fd = -1
-        self._close: Callable[[], object] | None = None
+        self._descriptor: locks.Descriptor | None = None
         self._position = 0
         self._pending = bytearray()
         self._is_synced = False
@@ -46,14 +45,18 @@ class NewFile:
                 # The mode is cut by the umask. O_EXCL and O_NOFOLLOW: a planted file or link is never written through.
                 flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
                 try:
-                    self._fd = os.open(self._temporary, flags, 0o666)
+                    self._descriptor = locks.Descriptor(os.open(self._temporary, flags, 0o666))
                 except FileExistsError:
                     self._temporary = ""  # planted: not ours to remove
                     raise
-                self._close = locks.closer(self, self._fd)
                 if locks.acquire(self._fd) is not False and os.fstat(self._fd).st_nlink:
                     return
-                self._close()  # a sweep took it between its creation and the lock
+                self._descriptor.close()  # a sweep took it between its creation and the lock
+
+    @property
+    def _fd(self) -> int:
+        assert self._descriptor is not None, "open() comes first"
+        return self._descriptor.fd
 
     def skip(self, nbytes: int) -> None:
         """Go on `nbytes` further; what is left out reads as zeros until it is written."""
@@ -129,8 +132,8 @@ class NewFile:
                 if self._temporary:
                     remove(self._temporary)
             finally:
-                if self._close is not None:
-                    self._close()
+                if self._descriptor is not None:
+                    self._descriptor.close()
         except OSError as error:
             logger.warning("could not clear away %s, left by a save of %s: %s", self._temporary, self.path, error)
 
@@ -277,14 +280,14 @@ def remove_if_abandoned(path: str, *, shared: bool = False) -> None:
     With `shared`, readers may hold it: a temporary name may be a second one of a file that has its own by now.
     """
     try:
-        fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        descriptor = locks.Descriptor(os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK))
     except FileNotFoundError:  # its writer has just finished
         return
     try:
-        if locks.acquire(fd, shared=shared):
+        if locks.acquire(descriptor.fd, shared=shared):
             remove(path)
     finally:
-        locks.close(fd)
+        descriptor.close()
 
 
 @contextlib.contextmanager

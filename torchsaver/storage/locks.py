@@ -16,7 +16,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import TracebackType
 
 try:
@@ -26,7 +26,6 @@ except ImportError:  # Windows
 
 _PATIENCE_SECS = 60.0  # a holder renames, syncs and removes a few files
 _LONGEST_PAUSE_SECS = 0.01
-_pins: dict[str, dict[str, int]] = {}  # directory -> file -> a descriptor that holds the shared lock
 
 
 def acquire(fd: int, *, shared: bool = False) -> bool | None:
@@ -51,27 +50,25 @@ def release(fd: int) -> None:
             fcntl.flock(fd, fcntl.LOCK_UN)
 
 
-def close(fd: int) -> None:
-    """Let a lock go and close what held it, whatever interrupts: a descriptor nobody knows would hold it for ever."""
-    try:
-        release(fd)
-    finally:
-        os.close(fd)
+class Descriptor:
+    """An open file that may hold a lock; closed once, at the latest when nobody has this object any more.
 
-
-def closer(owner: object, fd: int) -> Callable[[], object]:
-    """Return what closes `fd` and lets its lock go, once; it does so by itself when its `owner` is gone.
-
-    An interrupt may come between any two steps, also before a with statement knows of what it has entered.
+    An interrupt may come between any two steps, also before a with statement knows of what it has entered: what it
+    leaves behind must not hold a lock for ever.
     """
-    return weakref.finalize(owner, _close_in, os.getpid(), fd)
 
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self._pid = os.getpid()
+        self._close = weakref.finalize(self, os.close, fd)
 
-def _close_in(pid: int, fd: int) -> None:
-    if pid == os.getpid():  # a forked child has a copy of the descriptor, and the lock is its parent's
-        close(fd)
-    else:
-        os.close(fd)
+    def close(self) -> None:
+        """Let the lock go and close the file; a second time does nothing."""
+        try:
+            if self._close.alive and self._pid == os.getpid():  # a forked child's copy: the lock is its parent's
+                release(self.fd)
+        finally:
+            self._close()
 
 
 class DirectoryLock:
@@ -84,17 +81,16 @@ class DirectoryLock:
 
     def __init__(self, directory: str) -> None:
         self._directory = directory or "."
-        self._close: Callable[[], object] | None = None
+        self._descriptor: Descriptor | None = None
 
     def __enter__(self) -> bool:
         place = os.path.realpath(self._directory), threading.get_ident()
         if (interrupted := _held.get(place)) is not None:  # this thread is here again, so it is not there any more
             interrupted.close()
         _held[place] = self
-        fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._descriptor = Descriptor(os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
         try:
-            self._close = closer(self, fd)
-            return _wait_for(fd, self._directory)
+            return _wait_for(self._descriptor.fd, self._directory)
         except BaseException:
             self.close()
             raise
@@ -106,11 +102,12 @@ class DirectoryLock:
 
     def close(self) -> None:
         """Let the lock go; a second time does nothing."""
-        if self._close is not None:
+        if self._descriptor is not None:
             with contextlib.suppress(OSError):  # nothing was written to it
-                self._close()
+                self._descriptor.close()
 
 
+_pins: dict[str, dict[str, Descriptor]] = {}  # directory -> file -> what holds the shared lock
 _held: weakref.WeakValueDictionary[tuple[str, int], DirectoryLock] = weakref.WeakValueDictionary()  # and the thread
 
 
@@ -149,8 +146,9 @@ def unused(paths: list[str]) -> Iterator[bool]:
                 if error.errno in (errno.ENOENT, errno.ELOOP, errno.EACCES):  # gone, a link, or closed to readers
                     continue
                 raise
-            stack.callback(close, fd)
-            free = free and acquire(fd) is not False
+            descriptor = Descriptor(fd)
+            stack.callback(descriptor.close)
+            free = free and acquire(descriptor.fd) is not False
         yield free
 
 
@@ -161,11 +159,11 @@ def pin(directory: str, files: dict[str, int]) -> bool:
         False when one of them is gone or just being removed; then nothing is pinned.
     """
     unpin(directory)
-    held: dict[str, int] = {}
+    held: dict[str, Descriptor] = {}
     _pins[os.path.realpath(directory)] = held
     for path, fd in files.items():
-        own = held[os.path.realpath(path)] = os.dup(fd)  # shares the lock, and outlives its model
-        if acquire(own, shared=True) is False or not _is_at(path, own):
+        own = held[os.path.realpath(path)] = Descriptor(os.dup(fd))  # shares the lock, and outlives its model
+        if acquire(own.fd, shared=True) is False or not _is_at(path, own.fd):
             unpin(directory)
             return False
     return True
@@ -173,15 +171,15 @@ def pin(directory: str, files: dict[str, int]) -> bool:
 
 def unpin(directory: str) -> None:
     """Let go what `pin` holds in a directory."""
-    for fd in _pins.pop(os.path.realpath(directory), {}).values():
-        close(fd)
+    for descriptor in _pins.pop(os.path.realpath(directory), {}).values():
+        descriptor.close()
 
 
 def _unpin_file(path: str) -> None:
     real = os.path.realpath(path)
     for held in _pins.values():
-        if (fd := held.pop(real, None)) is not None:
-            close(fd)
+        if (descriptor := held.pop(real, None)) is not None:
+            descriptor.close()
 
 
 def _is_at(path: str, fd: int) -> bool:
@@ -192,13 +190,5 @@ def _is_at(path: str, fd: int) -> bool:
     return os.path.samestat(there, os.fstat(fd))
 
 
-def _forget_pins() -> None:
-    """In a forked child: the pins are the parent's."""
-    for held in _pins.values():
-        for fd in held.values():
-            os.close(fd)
-    _pins.clear()
-
-
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_pins)
+    os.register_at_fork(after_in_child=_pins.clear)  # they are the parent's

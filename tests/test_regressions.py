@@ -554,3 +554,183 @@ def test_shards_of_a_first_save_that_died_stayed_for_ever(tmp_path: Path) -> Non
     _shards_alone(tmp_path)
     save(tmp_path / "m", 2, x=torch.ones(1))
     assert sorted(os.listdir(tmp_path)) == ["checkpoint", "m-2.safetensors"]
+
+
+def test_save_in_a_signal_handler_took_the_lock_from_the_save_it_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saver, refused = ts.Saver({"x": torch.ones(1)}), []
+    sync, once = disk.NewFile.sync, iter([True])
+
+    def interrupted(file: disk.NewFile) -> None:
+        if file.path.endswith("checkpoint") and next(once, False):
+            try:
+                ts.Saver({"x": torch.ones(1)}).save(tmp_path / "preempt")
+            except RuntimeError as error:
+                refused.append(str(error))
+        sync(file)
+
+    monkeypatch.setattr(disk.NewFile, "sync", interrupted)
+    prefix = saver.save(tmp_path / "m", 1)
+    assert prefix is not None
+    assert "set a flag" in refused[0]
+    saver.restore(prefix)
+    assert ts.latest_checkpoint(tmp_path) == prefix
+
+
+def test_save_in_a_signal_handler_was_forgotten_by_the_save_it_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saver = ts.Saver({"x": torch.ones(1)})
+    create, once = disk.Stage.create, iter([True])
+
+    def interrupted(stage: disk.Stage, path: str) -> disk.NewFile:
+        if next(once, False):
+            saver.save(tmp_path / "m", 15)
+        return create(stage, path)
+
+    monkeypatch.setattr(disk.Stage, "create", interrupted)
+    saver.save(tmp_path / "m", 1)
+    assert [os.path.basename(path) for path in saver.last_checkpoints] == ["m-15", "m-1"]
+    state = ts.get_checkpoint_state(tmp_path)
+    assert state is not None
+    assert [os.path.basename(path) for path in state.all_model_checkpoint_paths] == ["m-15", "m-1"]
+
+
+@pytest.mark.parametrize("by", ["this saver", "another saver", "another program"])
+def test_file_that_took_the_name_of_an_old_checkpoint_was_removed_for_it(tmp_path: Path, by: str) -> None:
+    from safetensors.torch import save_file
+
+    saver = ts.Saver({"x": torch.ones(1)}, max_to_keep=1)
+    for step in (1, 2):
+        saver.save(tmp_path / "m", step)  # 2 says that 1 is to go
+    if by == "this saver":
+        saver.save(tmp_path / "m", 1, write_state=False)
+        kept = "m-1"
+    elif by == "another saver":
+        ts.Saver({"x": torch.ones(1)}).save(tmp_path / "m", 2, write_state=False)
+        kept = "m-2"
+    else:
+        save_file({"mine": torch.ones(3)}, tmp_path / "m-2.safetensors")
+        kept = "m-2"
+    for step in (3, 4):
+        saver.save(tmp_path / "m", step)
+    assert ts.checkpoint_exists(tmp_path / kept)
+
+
+def test_told_checkpoints_were_removed_with_the_hours_rule_off(tmp_path: Path) -> None:
+    old = save(tmp_path / "old", x=torch.ones(1))
+    saver = ts.Saver({"x": torch.ones(1)}, max_to_keep=1, keep_checkpoint_every_n_hours=None)
+    saver.set_last_checkpoints([old])
+    saver.save(tmp_path / "new")
+    assert ts.checkpoint_exists(old)
+
+
+def test_old_checkpoint_was_taken_over_and_removed_when_the_state_file_was_lost(tmp_path: Path) -> None:
+    saver = ts.Saver({"x": torch.ones(1)}, max_to_keep=0)
+    for step in range(1, 6):
+        saver.save(tmp_path / "m", step)
+    (tmp_path / "checkpoint").unlink()
+    again = ts.Saver({"x": torch.ones(1)}, max_to_keep=2)
+    again.resume(tmp_path)
+    for step in (6, 7):
+        again.save(tmp_path / "m", step)
+    assert ts.checkpoint_exists(tmp_path / "m-1")
+
+
+def test_save_that_failed_over_an_unlisted_checkpoint_had_it_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saver = ts.Saver({"x": torch.ones(1)})
+    saver.save(tmp_path / "m", 1)
+    saver.save(tmp_path / "best", write_state=False)
+    with monkeypatch.context() as patch:
+        patch.setattr("torchsaver.rotation.write_state", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
+        with pytest.raises(OSError, match="full"):
+            saver.save(tmp_path / "best")
+    saver.save(tmp_path / "m", 2)
+    assert ts.checkpoint_exists(tmp_path / "best")
+
+
+def test_state_file_that_says_the_same_again_made_an_old_checkpoint_a_leftover(tmp_path: Path) -> None:
+    saver = ts.Saver({"x": torch.ones(1)}, max_to_keep=0)
+    for name in ("best", "last", "best"):
+        saver.save(tmp_path / name)
+    os.utime(tmp_path / "checkpoint", (5, 5))  # a clock that was set back
+    save(tmp_path / "other", x=torch.ones(1))
+    assert ts.checkpoint_exists(tmp_path / "last")
+
+
+def test_record_with_the_last_of_all_numbers_made_the_next_save_unreadable(tmp_path: Path) -> None:
+    from torchsaver.formats.commit import MAX_SEQUENCE, Commit
+
+    commit = Commit(MAX_SEQUENCE, 0, "checkpoint", None, 0, True, (), ())
+    checkpoint_files.write_checkpoint(str(tmp_path / "theirs"), {"w": torch.zeros(1)}, Manifest(commit=commit))
+    prefix = save(tmp_path / "m", 1, x=torch.ones(1))
+    assert ts.load_variable(prefix, "x").item() == 1
+
+
+def test_order_of_commit_began_again_for_a_saver_that_keeps_all(tmp_path: Path) -> None:
+    for steps in (range(1, 6), range(6, 8)):
+        saver = ts.Saver({"x": torch.ones(1)}, max_to_keep=0)
+        saver.resume(tmp_path)
+        for step in steps:
+            saver.save(tmp_path / "m", step)
+        (tmp_path / "checkpoint").unlink()
+    assert ts.newest_valid_checkpoint(tmp_path) == str(tmp_path / "m-7")
+
+
+def test_failed_commit_came_back_over_a_list_that_was_set_since(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saver = ts.Saver({"x": torch.ones(1)}, max_to_keep=2)
+    for step in (1, 2):
+        saver.save(tmp_path / "m", step)
+    calls, sync = iter(range(9)), disk.sync_directory
+
+    def failing(directory: str) -> None:
+        if next(calls) == 1:
+            raise OSError(5, "Input/output error", directory)
+        sync(directory)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(disk, "sync_directory", failing)
+        with pytest.raises(OSError, match="Input/output"):
+            saver.save(tmp_path / "m", 3)
+    saver.set_last_checkpoints([str(tmp_path / "m-2"), str(tmp_path / "m-3")])
+    saver.save(tmp_path / "m", 4)
+    assert ts.checkpoint_exists(tmp_path / "m-2")
+
+
+def test_leftover_shard_that_cannot_be_opened_failed_every_save(tmp_path: Path) -> None:
+    values = {"a": torch.ones(4), "b": torch.ones(4)}
+    ts.Saver(values, max_shard_bytes=16).save(tmp_path / "m", 1)
+    (tmp_path / "m-1.safetensors.index.json").unlink()
+    (tmp_path / "m-1-00001-of-00002.safetensors").rename(tmp_path / "elsewhere")
+    (tmp_path / "m-1-00001-of-00002.safetensors").symlink_to(tmp_path / "elsewhere")
+    save(tmp_path / "m", 1, **values)
+    assert ts.newest_valid_checkpoint(tmp_path) == str(tmp_path / "m-1")
+
+
+def test_what_is_not_ours_decided_whether_there_had_been_a_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "x.safetensors").mkdir()
+    (tmp_path / "bert.safetensors").write_text("version https://git-lfs.github.com/spec/v1")
+    assert ts.newest_valid_checkpoint(tmp_path) is None
+    prefix = save(tmp_path / "m", 1, x=torch.ones(1))
+    (tmp_path / "checkpoint").unlink()
+    assert ts.newest_valid_checkpoint(tmp_path) == prefix
+    (tmp_path / "m-1.safetensors").rename(tmp_path / "elsewhere")
+    (tmp_path / "m-1.safetensors").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ts.NoValidCheckpointError, match="gone"):
+        ts.newest_valid_checkpoint(tmp_path)
+
+
+def test_shards_without_an_index_stayed_where_all_is_kept(tmp_path: Path) -> None:
+    _shards_alone(tmp_path)
+    ts.Saver({"x": torch.ones(1)}, max_to_keep=0).save(tmp_path / "m", 2)
+    assert sorted(os.listdir(tmp_path)) == ["checkpoint", "m-2.safetensors"]
+
+
+def test_state_file_s_name_that_is_not_utf_8_was_a_unicode_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="latest_filename"):
+        ts.Saver({"x": torch.ones(1)}).save(tmp_path / "m", latest_filename="ck\udcff")

@@ -88,7 +88,7 @@ def require_plain_name(latest_filename: Any) -> None:
     if not isinstance(latest_filename, str):
         raise TypeError(f"latest_filename is a str, not {type(latest_filename).__name__}")
     plain = os.path.basename(latest_filename) == latest_filename and latest_filename not in ("", ".", "..")
-    if not plain or "\0" in latest_filename:
+    if not plain or "\0" in latest_filename or not is_unicode(latest_filename):
         raise ValueError(f"latest_filename {latest_filename!r} is no file name without a directory")
     if latest_filename.endswith((paths.FILE_ENDING, paths.INDEX_ENDING)) or paths.is_temporary(latest_filename):
         raise ValueError(f"latest_filename {latest_filename!r} would collide with a checkpoint's files; choose another")

@@ -22,7 +22,7 @@ from torchsaver.errors import (
 )
 from torchsaver.reader import CheckpointReader
 from torchsaver.storage import locks, paths
-from torchsaver.storage.catalog import Listing, checkpoint_names, read_listing, read_manifest
+from torchsaver.storage.catalog import Listing, checkpoint_names, looks_like_ours, read_listing, read_manifest
 
 logger = logging.getLogger("torchsaver")
 
@@ -139,10 +139,14 @@ def _candidates(directory: str, listing: Listing, search: Search) -> Iterator[tu
             prefix = os.path.join(directory, name)
             try:
                 commit = read_manifest(prefix).commit
-            except FileNotFoundError:
+            except FileNotFoundError:  # or a link that leads nowhere
                 search.vanished.append(name)
-            except (CorruptCheckpointError, UnsupportedCheckpointError) as error:  # it may be anybody's
-                search.skipped.append(SkippedCheckpoint(prefix, str(error)))
+                search.skipped.append(SkippedCheckpoint(prefix, "it is gone"))
+            except IsADirectoryError:
+                continue
+            except (CorruptCheckpointError, UnsupportedCheckpointError) as error:
+                if looks_like_ours(prefix):  # else it may be anybody's
+                    search.skipped.append(SkippedCheckpoint(prefix, str(error)))
             else:
                 if commit is not None and commit.state_file == os.path.basename(listing.path):
                     records[name] = commit

@@ -71,7 +71,7 @@ def choose(window: Window, every_n_hours: float) -> tuple[Window, list[Decision]
     decisions = []
     mark = window.next_kept_time
     for record in window.doomed:
-        if record.time > mark:
+        if record.time > mark or record.time == math.inf:
             decisions.append(Decision(record, keep=True, reason=f"saved after the mark of {every_n_hours:g} hours"))
             mark += every_n_hours * SECS_PER_HOUR
         else:
@@ -106,26 +106,33 @@ def adopt(window: Window, records: Iterable[Record]) -> Window:
 def unlisted_yet(commits: Mapping[str, Commit]) -> list[str]:
     """Return the names, in order of commit, of what was saved where no state file has ever been.
 
-    It is what the first save of a directory leaves when it dies before it has written the state file. What a later
-    record mentions was listed once: then the state file has been removed, which is not for us to undo.
+    It is what the first save of a directory leaves when it dies before it has written the state file. Where any record
+    knows of a state file there has been one: then it was removed, which is not for us to undo.
 
     Args:
         commits: The records of what was saved for this state file in this directory.
     """
-    mentioned = {name for commit in commits.values() for name in (*commit.kept[:-1], *commit.expired)}
-    found = [(commit.sequence, name) for name, commit in commits.items() if commit.replaces is None]
-    return [name for _, name in sorted(found) if name not in mentioned]
+    if any(commit.replaces is not None for commit in commits.values()):
+        return []
+    return sorted(commits, key=lambda name: (commits[name].sequence, name))
 
 
-def never_listed(commits: Mapping[str, Commit], listed: Collection[str], state_crc32c: int | None) -> set[str]:
+def never_listed(
+    commits: Mapping[str, Commit], listed: Collection[str], state_crc32c: int | None, newest: int
+) -> set[str]:
     """Return names whose saves ended before the state file listed them: it is still the one they were to replace.
 
     Args:
         commits: The records of what was saved for this state file in this directory.
         listed: Names the state file lists, or is about to.
         state_crc32c: CRC-32C of the state file's bytes; None: there is none. (Had there been one, nothing is proved.)
+        newest: The sequence of the newest checkpoint it lists; 0 without one.
     """
-    return {name for name, commit in commits.items() if name not in listed and commit.replaces == state_crc32c}
+    return {
+        name
+        for name, commit in commits.items()
+        if name not in listed and commit.is_new and (commit.replaces, commit.after) == (state_crc32c, newest)
+    }
 
 
 def expired(commits: Mapping[str, Commit], listed: Collection[str]) -> set[str]:

@@ -11,14 +11,22 @@ import math
 import os
 import stat
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torchsaver import retention
+from torchsaver.errors import CorruptCheckpointError, UnsupportedCheckpointError
 from torchsaver.formats.checksum import crc32c
 from torchsaver.formats.commit import Commit
 from torchsaver.retention import Record, Window
 from torchsaver.storage import locks, paths
-from torchsaver.storage.catalog import Listing, Records, read_commit, read_listing, written_after
+from torchsaver.storage.catalog import (
+    Listing,
+    Records,
+    checkpoint_names,
+    read_listing,
+    read_manifest,
+    written_after,
+)
 from torchsaver.storage.checkpoint_files import is_ours, remove_unpinned
 from torchsaver.storage.state_file import (
     CheckpointState,
@@ -30,6 +38,8 @@ from torchsaver.storage.state_file import (
 
 logger = logging.getLogger("torchsaver")
 
+_BELIEVABLE = 1 << 62  # a sequence beyond was not counted up by us
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -38,6 +48,7 @@ class Plan:
     newest: Record
     directory: str
     state_path: str
+    before: Window
     window: Window  # after the save
     listed: tuple[Record, ...]  # what the state file is to list of ours, oldest first
     commit: Commit
@@ -58,10 +69,12 @@ class Rotation:
         self.relative_paths = relative_paths
         self._window = Window()
         self._records: dict[str, Records] = {}  # by real directory
-        # By identity, the records of what this saver has written or judged; two after a save over it that failed.
-        self._known: dict[str, tuple[Commit, ...]] = {}
+        # By identity, the records of what this saver has written or judged: several after a save over it that failed,
+        # and None after one that was not to be listed.
+        self._known: dict[str, tuple[Commit | None, ...]] = {}
         self._listed: dict[str, frozenset[str]] = {}  # identities this saver found in a state file, or has put there
-        self._unsure: tuple[Plan, bytes] | None = None  # a commit that failed: its state file may be there all the same
+        # By state file, commits that failed and what they were to write there, which may be there all the same.
+        self._unsure: dict[str, tuple[Plan, bytes]] = {}
 
     def start(self, now: float) -> None:
         """Begin with an empty window; the grid of hours counts from `now`, seconds since the epoch."""
@@ -77,6 +90,7 @@ class Rotation:
         last = tuple(_record(prefix, saved) for prefix, saved in prefixes_with_time)
         listed = {record.identity for record in last}
         self._known = {identity: known for identity, known in self._known.items() if identity not in listed}
+        self._unsure.clear()
         doomed = tuple(record for record in self._window.doomed if record.identity not in listed)
         self._window = Window(last, doomed, self._window.next_kept_time)
 
@@ -85,8 +99,16 @@ class Rotation:
         records = [_record(prefix, saved) for prefix, saved in prefixes_with_time]
         self._window = retention.recover(self._window, records, self.max_to_keep) if self.max_to_keep else self._window
         self._listed[paths.identity(listing.path)] = _identities(listing)
+        self._unsure.clear()
 
     # ---- a save
+
+    def expect_unlisted(self, prefix: str) -> None:
+        """Take note that `prefix` is about to be written without a record, perhaps over a listed checkpoint."""
+        self._records_of(os.path.dirname(prefix)).forget(os.path.basename(prefix))
+        identity = paths.identity(prefix)
+        if identity in self._known:
+            self._known[identity] += (None,)
 
     def plan(self, prefix: str, saved: float, latest_filename: str | None) -> Plan:
         """Return what saving `prefix` will do; nothing is changed but for what earlier failures have left open.
@@ -98,7 +120,10 @@ class Rotation:
         self._records_of(directory).forget(name)
         with locks.DirectoryLock(directory) as alone:
             listing = read_listing(directory, latest_filename)
-            commits = self._records_of(directory).refresh(None if self.max_to_keep else listing.names[-1:])
+            commits = {} if self.max_to_keep else self._records_of(directory).refresh(listing.names[-1:])
+            commits = commits or self._records_of(directory).refresh()
+            is_new = paths.find_checkpoint(prefix) is None
+        commits = {known: commit for known, commit in commits.items() if commit.sequence < _BELIEVABLE}
         self._settle(listing)
         # As in TF, a saver's first save drops from the list what it was not told of; what is listed from now on stays.
         self._listed.setdefault(paths.identity(listing.path), _identities(listing))
@@ -115,10 +140,12 @@ class Rotation:
             place=place,
             state_file=state_name,
             replaces=_crc32c(listing),
+            after=_newest_sequence(commits, listing),
+            is_new=is_new,
             kept=_names(listed, directory),
             expired=_names((decision.record for decision in decisions if not decision.keep), directory),
         )
-        return Plan(newest, directory, listing.path, window, listed, commit)
+        return Plan(newest, directory, listing.path, self._window, window, listed, commit)
 
     def _adopt(self, directory: str, names: Iterable[str]) -> None:
         """Take what a first save that died has left, if it is complete: nothing else tells of it."""
@@ -133,17 +160,25 @@ class Rotation:
             OSError: An error of `publish`, or the state file cannot be written; the window is as it was.
         """
         with locks.DirectoryLock(plan.directory) as alone:
+            plan = self._renewed(plan)
             listing = read_listing(plan.directory, os.path.basename(plan.state_path))
-            left = self._leftovers(plan, listing) if alone and self.max_to_keep else {}
+            left = self._leftovers(plan, listing) if alone else {}
             state = self._state(plan, _merged(self._others(plan, listing), plan.listed, listing))
             if plan.newest.identity in self._known:
                 self._known[plan.newest.identity] += (plan.commit,)
             publish()
             self._records_of(plan.directory).note(os.path.basename(plan.newest.prefix), plan.commit)
-            self._unsure = plan, format_state(state).encode("utf-8")
+            self._unsure[paths.identity(plan.state_path)] = plan, format_state(state).encode("utf-8")
             write_state(plan.state_path, state)
             self._take(plan, left)
             self._remove_old(plan.directory)
+
+    def _renewed(self, plan: Plan) -> Plan:
+        """Return the plan, made again for the window as it is, if a signal handler has saved in the meantime."""
+        if self._window is plan.before or not self.max_to_keep:
+            return plan
+        window = retention.record_save(self._window, plan.newest, self.max_to_keep)
+        return replace(plan, before=self._window, window=window, listed=window.last)
 
     def _take(self, plan: Plan, left: Mapping[str, Commit] | None = None) -> None:
         """Make the outcome of a committed save this saver's own; what is `left`, by identity, is to go."""
@@ -154,15 +189,13 @@ class Rotation:
         remembered = {record.identity for record in (*self._window.last, *self._window.doomed)}
         self._known = {identity: commits for identity, commits in known.items() if identity in remembered}
         self._listed[paths.identity(plan.state_path)] = frozenset(record.identity for record in plan.listed)
-        self._unsure = None
+        self._unsure.pop(paths.identity(plan.state_path), None)
 
     def _settle(self, listing: Listing) -> None:
         """Find out whether a commit that failed has reached the state file all the same."""
-        if self._unsure is not None:
-            plan, data = self._unsure
-            if paths.identity(plan.state_path) == paths.identity(listing.path) and listing.data == data:
-                self._take(plan)
-            self._unsure = None
+        plan, data = self._unsure.pop(paths.identity(listing.path), (None, None))
+        if plan is not None and listing.data == data:
+            self._take(plan)
 
     def _others(self, plan: Plan, listing: Listing) -> list[str]:
         """Return identities that other processes have listed since this saver last looked, and that are there."""
@@ -174,9 +207,15 @@ class Rotation:
 
     def _leftovers(self, plan: Plan, listing: Listing) -> dict[str, Commit]:
         """Return, by identity, what dead writers have left here; nobody else is between publishing and listing."""
-        commits = _of(self._records_of(plan.directory).refresh(), plan.commit.place, plan.commit.state_file)
+        records = self._records_of(plan.directory)
+        whole = set(checkpoint_names(plan.directory))
+        there = checkpoint_names(plan.directory, with_fragments=True)
+        # A saver that keeps everything still has no use for shards without an index.
+        commits = records.refresh(there if self.max_to_keep else [name for name in there if name not in whole])
+        newest = _newest_sequence(records.refresh(listing.names), listing)
+        commits = _of(commits, plan.commit.place, plan.commit.state_file)
         listed = {*listing.names, *plan.commit.kept}
-        never = retention.never_listed(commits, listed, _crc32c(listing))
+        never = retention.never_listed(commits, listed, _crc32c(listing), newest)
         died = {name for name in never if not _may_be_wanted(os.path.join(plan.directory, name), listing)}
         left = sorted(died | retention.expired(commits, listed))
         if left:
@@ -224,14 +263,22 @@ class Rotation:
         What this saver has not written or judged itself it knows from a text, which may say anything.
         """
         if record.identity in self._known:
-            replaced = read_commit(record.identity) not in (None, *self._known[record.identity])
-            return "another save has replaced it" if replaced else None
+            return self._why_replaced(record)
         if paths.own_name(directory, record.identity) is None:
             return f"it was not saved by this Saver, and does not stand in {directory or '.'}"
         file = paths.find_checkpoint(record.identity)
         if file is not None and not (stat.S_ISREG(os.lstat(file).st_mode) and is_ours(file)):
             return "it was not saved by this Saver, and is no intact checkpoint of torchsaver"
         return None
+
+    def _why_replaced(self, record: Record) -> str | None:
+        try:
+            is_known = read_manifest(record.identity).commit in self._known[record.identity]
+        except (FileNotFoundError, CorruptCheckpointError, UnsupportedCheckpointError):  # gone, or ours and damaged
+            return None
+        if not is_known:
+            self._records_of(os.path.dirname(record.identity)).forget(os.path.basename(record.identity))
+        return None if is_known else "another save has replaced it"
 
     def _records_of(self, directory: str) -> Records:
         real = os.path.realpath(directory or ".")
@@ -256,6 +303,11 @@ def _may_be_wanted(prefix: str, listing: Listing) -> bool:
 def _identities(listing: Listing) -> frozenset[str]:
     directory = os.path.realpath(os.path.dirname(listing.path) or ".")
     return frozenset(os.path.join(directory, name) for name in listing.names)
+
+
+def _newest_sequence(commits: Mapping[str, Commit], listing: Listing) -> int:
+    newest = commits.get(listing.names[-1]) if listing.names else None
+    return 0 if newest is None else newest.sequence
 
 
 def _crc32c(listing: Listing) -> int | None:
@@ -283,10 +335,11 @@ def _names(records: Iterable[Record], directory: str) -> tuple[str, ...]:
 
 def _merged(others: list[str], listed: Iterable[Record], listing: Listing) -> list[str]:
     """Return identities for the state file in order of commit: ours, and the others' where they stand among them."""
-    own = [record.identity for record in listed]
+    *older, newest = [record.identity for record in listed]
     if not others:
-        return own
+        return [*older, newest]
     directory = os.path.realpath(os.path.dirname(listing.path) or ".")
-    on_disk = [os.path.join(directory, name) for name in listing.names]
-    kept = [identity for identity in on_disk if identity in others or identity in own[:-1]]
-    return [*(identity for identity in own[:-1] if identity not in kept), *kept, own[-1]]
+    wanted = {*others, *older}
+    kept = [path for name in listing.names if (path := os.path.join(directory, name)) in wanted]
+    stands = set(kept)
+    return [*(identity for identity in older if identity not in stands), *kept, newest]

@@ -185,6 +185,7 @@ class Saver:
             if plan:
                 self._rotation.commit(plan, staged.publish)
             else:
+                self._rotation.expect_unlisted(prefix)
                 staged.publish()
         return prefix
 

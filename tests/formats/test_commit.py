@@ -11,8 +11,21 @@ from torchsaver.formats.commit import Commit, commit_from_json, commit_to_json
 
 WORD = st.integers(0, 2**32 - 1)
 NAMES = st.lists(st.text(max_size=8), max_size=4).map(tuple)
-COMMITS = st.builds(Commit, st.integers(1, 2**63 - 1), WORD, st.text(max_size=8), st.none() | WORD, NAMES, NAMES)
-RECORD: dict[str, Any] = commit_to_json(Commit(7, 0xAB, "checkpoint", 0x12, ("m-1", "m-2"), ("m-0",)))
+AFTER = st.integers(0, 2**63 - 2)
+COMMITS = AFTER.flatmap(
+    lambda after: st.builds(
+        Commit,
+        st.integers(after + 1, 2**63 - 1),
+        WORD,
+        st.text(max_size=8),
+        st.none() | WORD,
+        st.just(after),
+        st.booleans(),
+        NAMES,
+        NAMES,
+    )
+)
+RECORD: dict[str, Any] = commit_to_json(Commit(7, 0xAB, "checkpoint", 0x12, 5, True, ("m-1", "m-2"), ("m-0",)))
 
 
 @given(COMMITS)
@@ -26,6 +39,8 @@ def test_record_is_readable() -> None:
         "place": "000000ab",
         "state_file": "checkpoint",
         "replaces": "00000012",
+        "after": 5,
+        "is_new": True,
         "kept": ["m-1", "m-2"],
         "expired": ["m-0"],
     }
@@ -37,7 +52,7 @@ def test_record_with_a_wrong_or_missing_field_is_refused(field: str, value: Any)
     record = {name: kept for name, kept in RECORD.items() if value != "missing" or name != field}
     if value != "missing":
         record[field] = value
-    if (field, value) == ("state_file", "x"):
+    if (field, value) in (("state_file", "x"), ("after", 0), ("is_new", True)) and type(value) is type(RECORD[field]):
         return
     with pytest.raises(ValueError, match=r"commit|invalid literal"):
         commit_from_json(record)

@@ -91,14 +91,75 @@ def test_directory_lock_is_free_after_an_error(tmp_path: Path) -> None:
 
 
 def test_directory_lock_of_an_interrupted_save_does_not_hold_up_the_next_one(tmp_path: Path) -> None:
-    interrupted = locks.DirectoryLock(str(tmp_path))
-    assert interrupted.__enter__()  # and an interrupt before the with block knows of it
+    def interrupted_before_the_with_block() -> locks.DirectoryLock:
+        lock = locks.DirectoryLock(str(tmp_path))
+        assert lock.__enter__()
+        return lock
+
+    interrupted = interrupted_before_the_with_block()
     with locks.DirectoryLock(str(tmp_path)) as held:
         assert held
         interrupted.close()  # has nothing to close any more
         fd = os.open(tmp_path, os.O_RDONLY)
         assert locks.acquire(fd) is False
         os.close(fd)
+
+
+def test_directory_lock_within_itself_is_refused_and_stays(tmp_path: Path) -> None:
+    with locks.DirectoryLock(str(tmp_path)):
+        with pytest.raises(RuntimeError, match="set a flag"), locks.DirectoryLock(str(tmp_path)):
+            pytest.fail("not reached")
+        fd = os.open(tmp_path, os.O_RDONLY)
+        assert locks.acquire(fd) is False
+        os.close(fd)
+
+
+def test_forked_child_holds_no_lock_of_a_parent_that_is_gone(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    parent = os.fork()
+    if parent == 0:
+        lock = locks.DirectoryLock(str(tmp_path))
+        lock.__enter__()
+        if os.fork() == 0:
+            os.close(writer)
+            os.read(reader, 1)  # lives on until the test closes its end
+            os._exit(0)
+        os.kill(os.getpid(), 9)
+    os.waitpid(parent, 0)
+    fd = os.open(tmp_path, os.O_RDONLY)
+    assert locks.acquire(fd) is True
+    for end in (fd, reader, writer):
+        os.close(end)
+
+
+def test_pin_waits_for_a_file_that_has_just_got_its_name(
+    tmp_path: Path, two: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert locks.acquire(two[1])
+    monkeypatch.setattr("time.sleep", lambda _: locks.release(two[1]))
+    assert locks.pin(str(tmp_path), {str(tmp_path / "file"): two[0]})
+    locks.unpin(str(tmp_path))
+
+
+def test_pins_of_many_threads_leave_no_descriptor(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    before = len(os.listdir("/proc/self/fd"))
+
+    def pin_often() -> None:
+        fd = os.open(tmp_path / "file", os.O_RDONLY)
+        for number in range(300):
+            locks.pin(str(tmp_path if number % 2 else tmp_path / "."), {str(tmp_path / "file"): fd})
+            with locks.unused([str(tmp_path / "file")]):
+                pass
+        os.close(fd)
+
+    threads = [threading.Thread(target=pin_often) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    locks.unpin(str(tmp_path))
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_directory_lock_goes_with_its_object(tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ from typing import Any
 
 from torchsaver.formats.checksum import crc32c_hex
 
+MAX_SEQUENCE = (1 << 63) - 1
+
 
 @dataclass(frozen=True)
 class Commit:
@@ -22,6 +24,8 @@ class Commit:
         place: CRC-32C of the directory's real path: in a moved or copied directory a record proves nothing.
         state_file: Name of the state file that was to list the checkpoint.
         replaces: CRC-32C of the state file's bytes before, None without one. While these are there the save is undone.
+        after: The sequence of the newest checkpoint that state file listed; 0 without one.
+        is_new: Whether no checkpoint had the name before.
         kept: Names of what that state file was to list in this directory, oldest first and this checkpoint last.
         expired: Names of what was to be removed once it did.
     """
@@ -30,6 +34,8 @@ class Commit:
     place: int
     state_file: str
     replaces: int | None
+    after: int
+    is_new: bool
     kept: tuple[str, ...]
     expired: tuple[str, ...]
 
@@ -41,6 +47,8 @@ def commit_to_json(commit: Commit) -> dict[str, Any]:
         "place": crc32c_hex(commit.place),
         "state_file": commit.state_file,
         "replaces": None if commit.replaces is None else crc32c_hex(commit.replaces),
+        "after": commit.after,
+        "is_new": commit.is_new,
         "kept": list(commit.kept),
         "expired": list(commit.expired),
     }
@@ -52,19 +60,22 @@ def commit_from_json(value: Any) -> Commit:
     Raises:
         ValueError: It is none; says why.
     """
-    names = {"sequence", "place", "state_file", "replaces", "kept", "expired"}
+    names = {"sequence", "place", "state_file", "replaces", "after", "is_new", "kept", "expired"}
     if not isinstance(value, Mapping) or set(value) != names:
         raise ValueError(f"a commit is an object of {', '.join(sorted(names))}")
     sequence, place, state_file = value["sequence"], value["place"], value["state_file"]
     replaces, kept, expired = value["replaces"], value["kept"], value["expired"]
-    if type(sequence) is not int or not 0 < sequence < 1 << 63:
-        raise ValueError(f"the sequence of a commit is a positive integer, not {sequence!r}")
+    after, is_new = value["after"], value["is_new"]
+    if type(sequence) is not int or type(after) is not int or not 0 <= after < sequence <= MAX_SEQUENCE:
+        raise ValueError(f"the sequence of a commit is a positive integer beyond {after!r}, not {sequence!r}")
+    if type(is_new) is not bool:
+        raise ValueError(f"is_new of a commit is true or false, not {is_new!r}")
     if not all(isinstance(text, str) for text in (place, state_file, "" if replaces is None else replaces)):
         raise ValueError("place, state_file and replaces of a commit are texts")
     if not (_are_names(kept) and _are_names(expired)):
         raise ValueError("kept and expired of a commit are lists of names")
     replaced = None if replaces is None else int(replaces, 16)
-    return Commit(sequence, int(place, 16), state_file, replaced, tuple(kept), tuple(expired))
+    return Commit(sequence, int(place, 16), state_file, replaced, after, is_new, tuple(kept), tuple(expired))
 
 
 def _are_names(value: Any) -> bool:

@@ -6,18 +6,22 @@ alone here: a file that came from somewhere must not lead anywhere.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torchsaver.errors import CorruptCheckpointError, UnsupportedCheckpointError
 from torchsaver.formats.commit import Commit
+from torchsaver.formats.json_text import is_unicode
 from torchsaver.formats.manifest import Manifest
 from torchsaver.formats.regular_file import read_regular
 from torchsaver.formats.safetensors_file import SafetensorsFile
 from torchsaver.formats.shard_index import MAX_INDEX_BYTES, parse_index
 from torchsaver.storage import paths
 from torchsaver.storage.state_file import parse_state_data, read_state_data
+
+_HEAD_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,8 @@ def checkpoint_names(directory: str, *, with_fragments: bool = False) -> list[st
     Raises:
         OSError: The directory cannot be listed.
     """
-    found = [named for file in os.listdir(directory or ".") if (named := paths.prefix_name(file)) is not None]
+    files = [file for file in os.listdir(directory or ".") if is_unicode(file)]  # a state file could not list others
+    found = [named for file in files if (named := paths.prefix_name(file)) is not None]
     return sorted({name for name, is_shard in found if with_fragments or not is_shard})
 
 
@@ -93,6 +98,16 @@ def read_manifest(prefix: str) -> Manifest:
         single = os.path.join(directory, shards[0]) if shards else single
     with SafetensorsFile(single) as file:
         return file.manifest
+
+
+def looks_like_ours(prefix: str) -> bool:
+    """Return whether a damaged checkpoint bears our mark where a header stands; False if it cannot be looked at."""
+    with contextlib.suppress(OSError):
+        file = paths.find_checkpoint(prefix)
+        if file is not None and os.path.isfile(file):
+            with open(file, "rb") as opened:
+                return b"header_crc32c" in opened.read(_HEAD_BYTES)
+    return False
 
 
 def read_commit(prefix: str) -> Commit | None:

@@ -7,7 +7,7 @@ import errno
 import logging
 import os
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from types import TracebackType
 
@@ -130,9 +130,9 @@ class StagedCheckpoint:
         self._stage.unlock()
         for path in old:
             if path not in new:
-                _remove_superseded(path)
+                _remove_superseded(path, disk.remove)
         for path in left:
-            disk.remove_if_abandoned(path)
+            _remove_superseded(path, disk.remove_if_abandoned)
 
     def _publish_single(self) -> list[str]:
         self._stage.publish()
@@ -167,9 +167,9 @@ def write_checkpoint(
         staged.publish()
 
 
-def _remove_superseded(path: str) -> None:
+def _remove_superseded(path: str, remove: Callable[[str], None]) -> None:
     try:
-        disk.remove(path)
+        remove(path)
     except OSError as error:  # the new checkpoint is there and counts
         logger.warning("could not remove %s, which a new save has replaced: %s", path, error)
 

@@ -280,7 +280,7 @@ def remove_if_abandoned(path: str, *, shared: bool = False) -> None:
     With `shared`, readers may hold it: a temporary name may be a second one of a file that has its own by now.
     """
     try:
-        descriptor = locks.Descriptor(os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK))
+        descriptor = locks.Descriptor(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK))
     except FileNotFoundError:  # its writer has just finished
         return
     try:

@@ -13,11 +13,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import sys
 import threading
 import time
 import weakref
 from collections.abc import Iterator
-from types import TracebackType
+from types import FrameType, TracebackType
 
 try:
     import fcntl
@@ -26,6 +27,11 @@ except ImportError:  # Windows
 
 _PATIENCE_SECS = 60.0  # a holder renames, syncs and removes a few files
 _LONGEST_PAUSE_SECS = 0.01
+
+_descriptors: weakref.WeakSet[Descriptor] = weakref.WeakSet()  # all that are open
+_held: weakref.WeakValueDictionary[tuple[str, int], DirectoryLock] = weakref.WeakValueDictionary()  # and the thread
+_pins: dict[str, dict[str, Descriptor]] = {}  # directory -> file -> what holds the shared lock
+_pinning = threading.RLock()
 
 
 def acquire(fd: int, *, shared: bool = False) -> bool | None:
@@ -54,21 +60,31 @@ class Descriptor:
     """An open file that may hold a lock; closed once, at the latest when nobody has this object any more.
 
     An interrupt may come between any two steps, also before a with statement knows of what it has entered: what it
-    leaves behind must not hold a lock for ever.
+    leaves behind must not hold a lock for ever. In a forked child it is closed at once, and the parent's lock stays.
     """
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
-        self._pid = os.getpid()
-        self._close = weakref.finalize(self, os.close, fd)
+        _descriptors.add(self)
 
     def close(self) -> None:
-        """Let the lock go and close the file; a second time does nothing."""
-        try:
-            if self._close.alive and self._pid == os.getpid():  # a forked child's copy: the lock is its parent's
-                release(self.fd)
-        finally:
-            self._close()
+        """Let the lock go, for children forked without Python's knowledge too, and close the file."""
+        fd = self.fd
+        if fd >= 0:
+            try:
+                release(fd)
+            finally:
+                self.fd = -1  # the system closes it whatever it reports; nothing can come between these two
+                os.close(fd)
+
+    def abandon(self) -> None:
+        """Close a copy of the file; the lock stays with whoever has another."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __del__(self) -> None:
+        self.close()
 
 
 class DirectoryLock:
@@ -76,17 +92,29 @@ class DirectoryLock:
 
     Raises:
         TimeoutError: Another process has held it for a minute: it hangs or is stopped.
+        RuntimeError: This very thread holds it further down: a signal handler has interrupted a save, and saves.
         OSError: The directory is missing or cannot be opened.
     """
 
     def __init__(self, directory: str) -> None:
         self._directory = directory or "."
         self._descriptor: Descriptor | None = None
+        self._frame: FrameType | None = None
+
+    def is_in_use(self) -> bool:
+        """Return whether this thread is still inside of the with block: what asks was called from there."""
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None and frame is not self._frame:
+            frame = frame.f_back
+        return frame is not None
 
     def __enter__(self) -> bool:
         place = os.path.realpath(self._directory), threading.get_ident()
-        if (interrupted := _held.get(place)) is not None:  # this thread is here again, so it is not there any more
-            interrupted.close()
+        if (other := _held.get(place)) is not None:
+            if other.is_in_use():
+                raise RuntimeError("save() inside of save(): in a signal handler, set a flag, and save in the loop")
+            other.close()  # left by an interrupt
+        self._frame = sys._getframe(1)
         _held[place] = self
         self._descriptor = Descriptor(os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
         try:
@@ -102,13 +130,10 @@ class DirectoryLock:
 
     def close(self) -> None:
         """Let the lock go; a second time does nothing."""
+        self._frame = None
         if self._descriptor is not None:
             with contextlib.suppress(OSError):  # nothing was written to it
                 self._descriptor.close()
-
-
-_pins: dict[str, dict[str, Descriptor]] = {}  # directory -> file -> what holds the shared lock
-_held: weakref.WeakValueDictionary[tuple[str, int], DirectoryLock] = weakref.WeakValueDictionary()  # and the thread
 
 
 def _wait_for(fd: int, directory: str) -> bool:
@@ -155,31 +180,49 @@ def unused(paths: list[str]) -> Iterator[bool]:
 def pin(directory: str, files: dict[str, int]) -> bool:
     """Keep the open files {path: descriptor} from being removed until `unpin`; what was pinned before is let go.
 
+    A file that has just got its name is waited for: its writer has locked it until the name is durable.
+
     Returns:
         False when one of them is gone or just being removed; then nothing is pinned.
     """
-    unpin(directory)
-    held: dict[str, Descriptor] = {}
-    _pins[os.path.realpath(directory)] = held
-    for path, fd in files.items():
-        own = held[os.path.realpath(path)] = Descriptor(os.dup(fd))  # shares the lock, and outlives its model
-        if acquire(own.fd, shared=True) is False or not _is_at(path, own.fd):
-            unpin(directory)
-            return False
-    return True
+    with _pinning:
+        unpin(directory)
+        held: dict[str, Descriptor] = {}
+        for path, fd in files.items():
+            own = held[os.path.realpath(path)] = Descriptor(os.dup(fd))  # shares the lock, and outlives its model
+            if not _is_shared(path, own.fd):
+                for descriptor in held.values():
+                    descriptor.close()
+                return False
+        _pins[os.path.realpath(directory)] = held
+        return True
 
 
 def unpin(directory: str) -> None:
     """Let go what `pin` holds in a directory."""
-    for descriptor in _pins.pop(os.path.realpath(directory), {}).values():
-        descriptor.close()
+    with _pinning:
+        for descriptor in _pins.pop(os.path.realpath(directory), {}).values():
+            descriptor.close()
 
 
 def _unpin_file(path: str) -> None:
     real = os.path.realpath(path)
-    for held in _pins.values():
-        if (descriptor := held.pop(real, None)) is not None:
-            descriptor.close()
+    with _pinning:
+        for held in _pins.values():
+            if (descriptor := held.pop(real, None)) is not None:
+                descriptor.close()
+
+
+def _is_shared(path: str, fd: int) -> bool:
+    """Lock the file for reading while it has its name; return whether it still has it."""
+    give_up = time.monotonic() + _PATIENCE_SECS
+    while _is_at(path, fd):
+        if acquire(fd, shared=True) is not False:
+            return _is_at(path, fd)
+        if time.monotonic() > give_up:
+            break
+        time.sleep(_LONGEST_PAUSE_SECS / 10)
+    return False
 
 
 def _is_at(path: str, fd: int) -> bool:
@@ -190,5 +233,14 @@ def _is_at(path: str, fd: int) -> bool:
     return os.path.samestat(there, os.fstat(fd))
 
 
+def _forget_parent() -> None:
+    """In a forked child: the locks are the parent's."""
+    global _pinning  # noqa: PLW0603, another thread of the parent may have had it
+    _pinning = threading.RLock()
+    for descriptor in list(_descriptors):
+        descriptor.abandon()
+    _pins.clear()
+
+
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pins.clear)  # they are the parent's
+    os.register_at_fork(after_in_child=_forget_parent)

@@ -14,6 +14,7 @@ FLOORS = [
     {"saver", "inspection"},
     {"restoring", "rotation", "recovery", "arguments"},
     {"reader"},
+    {"leftovers"},
     {"stored_tensor", "retention", "variables"},
     {"storage"},
     {"formats"},

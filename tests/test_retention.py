@@ -18,7 +18,8 @@ STEPS = st.lists(st.tuples(st.sampled_from(NAMES), st.integers(-4, 12)), max_siz
 
 
 class TFSaver:
-    """The list and queue of TF's Saver, word for word: a name is its text."""
+    """The list and queue of TF's Saver, word for word: a name is its text. (Its mark is never infinite, as ours is
+    when the rule is off: there, too, what it was only told of, whose time is infinite, is never deleted.)"""
 
     def __init__(self, now: float, max_to_keep: int, hours: float, last: list[tuple[str, float]]) -> None:
         self.max_to_keep, self.hours = max_to_keep, hours
@@ -34,7 +35,7 @@ class TFSaver:
             self.doomed.append(self.last.pop(0))
         if self.doomed:
             oldest, saved = self.doomed.pop(0)
-            if saved > self.next_time:
+            if saved > self.next_time or saved == math.inf:
                 self.next_time += self.hours * 3600
                 self.kept.append(oldest)
             else:

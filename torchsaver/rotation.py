@@ -13,19 +13,16 @@ import stat
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from torchsaver import retention
+from torchsaver import leftovers, retention
 from torchsaver.errors import CorruptCheckpointError, UnsupportedCheckpointError
-from torchsaver.formats.checksum import crc32c
 from torchsaver.formats.commit import Commit
 from torchsaver.retention import Record, Window
 from torchsaver.storage import locks, paths
 from torchsaver.storage.catalog import (
     Listing,
     Records,
-    checkpoint_names,
     read_listing,
     read_manifest,
-    written_after,
 )
 from torchsaver.storage.checkpoint_files import is_ours, remove_unpinned
 from torchsaver.storage.state_file import (
@@ -127,9 +124,10 @@ class Rotation:
         self._settle(listing)
         # As in TF, a saver's first save drops from the list what it was not told of; what is listed from now on stays.
         self._listed.setdefault(paths.identity(listing.path), _identities(listing))
-        place, state_name = _place(directory), os.path.basename(listing.path)
+        place, state_name = leftovers.place_of(directory), os.path.basename(listing.path)
         if alone and self.max_to_keep and listing.data is None and listing.problem is None:
-            self._adopt(directory, retention.unlisted_yet(_of(commits, place, state_name, but=name)))
+            orphans = leftovers.of_a_first_save(directory, leftovers.of(commits, place, state_name, but=name))
+            self._window = retention.adopt(self._window, [_record(prefix, -math.inf) for prefix in orphans])
         newest = _record(prefix, saved)
         window = retention.record_save(self._window, newest, self.max_to_keep) if self.max_to_keep else self._window
         listed = window.last if self.max_to_keep else (newest,)
@@ -139,19 +137,13 @@ class Rotation:
             sequence=1 + max((c.sequence for c in commits.values()), default=0) + self._records_of(directory).unread,
             place=place,
             state_file=state_name,
-            replaces=_crc32c(listing),
-            after=_newest_sequence(commits, listing),
+            replaces=leftovers.checksum_of(listing),
+            after=leftovers.newest_sequence(commits, listing),
             is_new=is_new,
             kept=_names(listed, directory),
             expired=_names((decision.record for decision in decisions if not decision.keep), directory),
         )
         return Plan(newest, directory, listing.path, self._window, window, listed, commit)
-
-    def _adopt(self, directory: str, names: Iterable[str]) -> None:
-        """Take what a first save that died has left, if it is complete: nothing else tells of it."""
-        prefixes = [os.path.join(directory, name) for name in names]
-        adopted = [_record(prefix, -math.inf) for prefix in prefixes if paths.find_checkpoint(prefix) is not None]
-        self._window = retention.adopt(self._window, adopted)
 
     def commit(self, plan: Plan, publish: Callable[[], None]) -> None:
         """Let the checkpoint have its name (`publish`), then list it, then remove what has left the window.
@@ -206,21 +198,8 @@ class Rotation:
         return [path for path in listed if path not in own and paths.find_checkpoint(path) is not None]
 
     def _leftovers(self, plan: Plan, listing: Listing) -> dict[str, Commit]:
-        """Return, by identity, what dead writers have left here; nobody else is between publishing and listing."""
         records = self._records_of(plan.directory)
-        whole = set(checkpoint_names(plan.directory))
-        there = checkpoint_names(plan.directory, with_fragments=True)
-        # A saver that keeps everything still has no use for shards without an index.
-        commits = records.refresh(there if self.max_to_keep else [name for name in there if name not in whole])
-        newest = _newest_sequence(records.refresh(listing.names), listing)
-        commits = _of(commits, plan.commit.place, plan.commit.state_file)
-        listed = {*listing.names, *plan.commit.kept}
-        never = retention.never_listed(commits, listed, _crc32c(listing), newest)
-        died = {name for name in never if not _may_be_wanted(os.path.join(plan.directory, name), listing)}
-        left = sorted(died | retention.expired(commits, listed))
-        if left:
-            logger.info("left in %s by saves that did not end: %s", plan.directory or ".", ", ".join(left))
-        return {paths.identity(os.path.join(plan.directory, name)): commits[name] for name in left}
+        return leftovers.find(plan.directory, plan.commit, listing, records, keeps_all=not self.max_to_keep)
 
     def _state(self, plan: Plan, identities: list[str]) -> CheckpointState:
         if self.relative_paths:
@@ -289,42 +268,9 @@ def _record(prefix: str, saved: float) -> Record:
     return Record(prefix, saved, paths.identity(prefix))
 
 
-def _may_be_wanted(prefix: str, listing: Listing) -> bool:
-    """Return whether a checkpoint that no state file has listed may be there for a reason.
-
-    Without a state file, every whole one may: somebody may have removed that file. A state file that is younger
-    than the checkpoint was set back by somebody, who may want both.
-    """
-    if listing.data is None:
-        return paths.find_checkpoint(prefix) is not None
-    return written_after(listing.path, prefix)
-
-
 def _identities(listing: Listing) -> frozenset[str]:
     directory = os.path.realpath(os.path.dirname(listing.path) or ".")
     return frozenset(os.path.join(directory, name) for name in listing.names)
-
-
-def _newest_sequence(commits: Mapping[str, Commit], listing: Listing) -> int:
-    newest = commits.get(listing.names[-1]) if listing.names else None
-    return 0 if newest is None else newest.sequence
-
-
-def _crc32c(listing: Listing) -> int | None:
-    return None if listing.data is None else crc32c(listing.data)
-
-
-def _place(directory: str) -> int:
-    return crc32c(os.fsencode(os.path.realpath(directory or ".")))
-
-
-def _of(commits: Mapping[str, Commit], place: int, state_file: str, but: str = "") -> dict[str, Commit]:
-    """Return the records that were made in this place for this state file, `but` for one name."""
-    return {
-        name: commit
-        for name, commit in commits.items()
-        if (commit.place, commit.state_file) == (place, state_file) and name != but
-    }
 
 
 def _names(records: Iterable[Record], directory: str) -> tuple[str, ...]:

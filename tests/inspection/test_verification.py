@@ -211,9 +211,9 @@ def test_verify_reads_the_new_checkpoint_when_a_save_replaces_it_meanwhile(
     calls = []
 
     def found(save_path: str) -> str | None:
-        if len(calls) == 1:
-            ts.Saver(VALUES).save(save_path)
         calls.append(save_path)
+        if len(calls) == 2:  # those of the save itself come after
+            ts.Saver(VALUES).save(save_path)
         return find(save_path)
 
     monkeypatch.setattr(paths, "find_checkpoint", found)

@@ -193,8 +193,9 @@ def is_sizes(value: Any) -> bool:
 
 
 def _nbytes(dtype: str, shape: Sequence[int]) -> int | None:
-    """Return the bytes a tensor takes, None when that is beyond 64 bits or no whole number of bytes."""
-    bits = bound = DTYPE_BITS[dtype]
+    """Return the bytes a tensor takes, None when bytes or elements are beyond 63 bits, or no whole number of bytes."""
+    bits = DTYPE_BITS[dtype]
+    bound = max(bits, 8)  # torch counts elements too, of which a byte may hold two
     for size in shape:
         bits *= size
         bound *= max(size, 1)  # a zero does not make [0, 2**63] a shape

@@ -157,7 +157,7 @@ class Saver:
             The prefix, for `restore`; None when there is nothing to save and `allow_empty`.
 
         Raises:
-            RuntimeError: `build()` has not been called.
+            RuntimeError: `build()` has not been called; or a signal handler saves in the midst of a save.
             VarListError: A tensor that cannot be stored (meta, sparse, ...), or doubled keys: all of them.
             TypeError, ValueError: An argument has the wrong type or value.
             OSError: The disk is full, the directory may not be written, a directory has the file's name, ...

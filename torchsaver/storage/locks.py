@@ -161,10 +161,11 @@ def unused(paths: list[str]) -> Iterator[bool]:
 
     A pin of this very process gives way: who saves here has done with what it read before.
     """
+    for path in paths:  # all of them first: a thread that pins may be waiting for what is locked below
+        _unpin_file(path)
     with contextlib.ExitStack() as stack:
         free = True
         for path in paths:
-            _unpin_file(path)
             try:
                 fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
             except OSError as error:

@@ -12,7 +12,7 @@ FLOORS = [
     {"__init__", "__main__"},
     {"cli"},
     {"saver", "inspection"},
-    {"restoring", "rotation", "recovery", "arguments"},
+    {"saving", "restoring", "rotation", "recovery", "arguments"},
     {"reader"},
     {"leftovers"},
     {"stored_tensor", "retention", "variables"},

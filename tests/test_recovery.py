@@ -16,7 +16,7 @@ import torch
 from damage import flip
 
 import torchsaver as ts
-from torchsaver.formats import safetensors_file
+from torchsaver.formats import regular_file
 from torchsaver.storage import locks
 
 
@@ -326,7 +326,7 @@ def test_newest_valid_rotated_away_while_it_is_opened_gives_the_newer_one(
 ) -> None:
     saver = _run(tmp_path, range(1, 3), max_to_keep=1)
     steps, saving = iter(range(3, 6)), []
-    opened = safetensors_file.open_regular
+    opened = regular_file.open_regular
 
     def rotating(path: str) -> tuple[int, int]:
         if not saving and (step := next(steps, None)) is not None:
@@ -335,7 +335,7 @@ def test_newest_valid_rotated_away_while_it_is_opened_gives_the_newer_one(
             saving.clear()
         return opened(path)
 
-    monkeypatch.setattr("torchsaver.formats.safetensors_file.open_regular", rotating)
+    monkeypatch.setattr("torchsaver.formats.regular_file.open_regular", rotating)
     assert ts.newest_valid_checkpoint(tmp_path) == str(tmp_path / "m-5")
     assert caplog.records == []
 

@@ -125,8 +125,8 @@ def test_meta_module_is_restored_once_it_has_memory(tmp_path: Path) -> None:
 
 def test_tensor_larger_than_the_window_comes_back_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torchsaver.formats.tensor_bytes.WINDOW_BYTES", 40)
-    monkeypatch.setattr("torchsaver.formats.safetensors_file.WINDOW_BYTES", 40)
-    monkeypatch.setattr("torchsaver.formats.safetensors_file._CHUNK_BYTES", 24)
+    monkeypatch.setattr("torchsaver.formats.chunks.CHUNK_BYTES", 24)
+    monkeypatch.setattr("torchsaver.formats.safetensors_writer.CHUNK_BYTES", 24)
     value = torch.arange(7 * 5 * 3.0).reshape(7, 5, 3)
     for name, view in {"plain": value, "turned": value.transpose(0, 2), "wide": value.reshape(1, -1).t().t()}.items():
         prefix = ts.Saver({"x": view}).save(tmp_path / name)

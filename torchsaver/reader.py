@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -19,11 +19,12 @@ from torchsaver.errors import (
 from torchsaver.formats.manifest import Manifest
 from torchsaver.formats.regular_file import read_regular
 from torchsaver.formats.safetensors_file import SafetensorsFile
+from torchsaver.formats.safetensors_header import Layout
 from torchsaver.formats.shard_index import MAX_INDEX_BYTES, parse_index
 from torchsaver.formats.tensor_bytes import dtype_text
 from torchsaver.storage import paths
 from torchsaver.storage.state_file import latest_checkpoint
-from torchsaver.stored_tensor import StoredTensor, TensorSlice, stored_tensor
+from torchsaver.stored_tensor import StoredTensor, TensorSlice, require_known_dtypes, stored_tensor
 
 # TF's names in debug_string: DataType in types.proto; a dtype TF does not have keeps torch's name.
 _TF_DTYPES = {
@@ -53,6 +54,7 @@ class CheckpointReader:
 
     Args:
         save_path: A prefix, or a file: .safetensors, or a shard index .index.json.
+        known: Layouts that its files may have again, and that need not be parsed then.
 
     Raises:
         CheckpointNotFoundError: Nothing is there.
@@ -61,13 +63,14 @@ class CheckpointReader:
         OSError: As the system gave it.
     """
 
-    def __init__(self, save_path: str | os.PathLike[str]) -> None:
+    def __init__(self, save_path: str | os.PathLike[str], *, known: Sequence[Layout] = ()) -> None:
         self.save_path = paths.path_text(save_path)
         self.files: list[SafetensorsFile] = []
-        self._tensors: dict[str, StoredTensor] = {}
+        self._known = known
+        self._file_of: dict[str, SafetensorsFile] = {}
         self.manifest = self._open()
-        known = {alias: key for alias, key in self.manifest.aliases.items() if key in self._tensors}
-        self.aliases: dict[str, str] = {alias: key for alias, key in known.items() if alias not in self._tensors}
+        aliases = {alias: key for alias, key in self.manifest.aliases.items() if key in self._file_of}
+        self.aliases: dict[str, str] = {alias: key for alias, key in aliases.items() if alias not in self._file_of}
 
     def _open(self) -> Manifest:
         """Open the checkpoint's files; when a save replaces it meanwhile, those of the new one."""
@@ -78,7 +81,7 @@ class CheckpointReader:
                 return self._open_shards(path) if paths.is_index(path) else self._open_single(path)
             except BaseException as error:
                 self.close()
-                self.files, self._tensors = [], {}
+                self.files, self._file_of = [], {}
                 if not isinstance(error, (FileNotFoundError, CorruptCheckpointError)):
                     raise
                 before, found = found, self._find()
@@ -86,21 +89,21 @@ class CheckpointReader:
                     raise
 
     def _find(self) -> tuple[str, tuple[int, ...]]:
-        """Return the file the prefix stands for, and what tells it from another one that takes its name later."""
-        path = paths.find_checkpoint(self.save_path)
-        if path is None:
+        found = paths.find_version(self.save_path)
+        if found is None:
             raise CheckpointNotFoundError(self.save_path, _directory_in_place(self.save_path))
-        try:
-            status = os.stat(path)
-        except FileNotFoundError:  # gone since; opening it will tell
-            return path, ()
-        return path, (status.st_ino, status.st_mtime_ns, status.st_size)
+        return found
 
     def _open_single(self, path: str) -> Manifest:
-        file = SafetensorsFile(path)
-        self.files.append(file)
-        self._tensors = {key: stored_tensor(file, spec) for key, spec in file.specs.items()}
+        file = self._open_file(path)
+        self._file_of = dict.fromkeys(file.specs, file)
         return file.manifest
+
+    def _open_file(self, path: str) -> SafetensorsFile:
+        file = SafetensorsFile(path, self._known)
+        self.files.append(file)
+        require_known_dtypes(file)
+        return file
 
     def _open_shards(self, index_path: str) -> Manifest:
         weight_map, manifest = parse_index(read_regular(index_path, MAX_INDEX_BYTES), index_path)
@@ -108,17 +111,16 @@ class CheckpointReader:
         for name in sorted(set(weight_map.values())):
             path = os.path.join(os.path.dirname(index_path), name)
             try:
-                opened[name] = SafetensorsFile(path)
+                opened[name] = self._open_file(path)
             except FileNotFoundError as error:
                 raise CorruptCheckpointError(index_path, 0, f"its shard {name!r} is missing") from error
-            self.files.append(opened[name])
             wanted = manifest.shards.get(name)
             if wanted is not None and wanted != opened[name].header_crc32c:
                 raise CorruptCheckpointError(path, 0, f"it belongs to another save than the index {index_path!r}")
         for key, name in weight_map.items():
             if key not in opened[name].specs:
                 raise CorruptCheckpointError(index_path, 0, f"{key!r} is not in its shard {name!r}")
-            self._tensors[key] = stored_tensor(opened[name], opened[name].specs[key])
+            self._file_of[key] = opened[name]
         return manifest
 
     @property
@@ -138,13 +140,17 @@ class CheckpointReader:
 
     def keys(self) -> list[str]:
         """Return the stored keys in sorted order; other names of tied tensors are in `aliases`."""
-        return sorted(self._tensors)
+        return sorted(self._file_of)
 
     def find(self, key: str) -> tuple[str, StoredTensor] | None:
         """Return the key a tensor is stored under and where it is, None when `key` is neither a key nor an alias."""
         stored_key = self.aliases.get(key, key)
-        found = self._tensors.get(stored_key)
-        return None if found is None else (stored_key, found)
+        file = self._file_of.get(stored_key)
+        return None if file is None else (stored_key, stored_tensor(file, file.specs[stored_key]))
+
+    def file_of(self, key: str) -> SafetensorsFile | None:
+        """Return the file a tensor is stored in, None when `key` is no stored key."""
+        return self._file_of.get(key)
 
     def has_tensor(self, key: str) -> bool:
         """Return whether a tensor is stored under `key` or is another name of one; no ":0" is stripped."""
@@ -158,7 +164,7 @@ class CheckpointReader:
         """
         found = self.find(key)
         if found is None:
-            raise CheckpointKeyError(self.save_path, key, nearest_keys(key, [*self._tensors, *self.aliases]))
+            raise CheckpointKeyError(self.save_path, key, nearest_keys(key, [*self._file_of, *self.aliases]))
         return found[1]
 
     def get_tensor(self, key: str) -> torch.Tensor:
@@ -182,11 +188,11 @@ class CheckpointReader:
 
     def get_variable_to_shape_map(self) -> dict[str, list[int]]:
         """Return the shape of every key, other names of tied tensors included."""
-        return {key: list(self.stored(key).shape) for key in sorted([*self._tensors, *self.aliases])}
+        return {key: list(self.stored(key).shape) for key in sorted([*self._file_of, *self.aliases])}
 
     def get_variable_to_dtype_map(self) -> dict[str, torch.dtype]:
         """Return the dtype of every key, other names of tied tensors included."""
-        return {key: self.stored(key).dtype for key in sorted([*self._tensors, *self.aliases])}
+        return {key: self.stored(key).dtype for key in sorted([*self._file_of, *self.aliases])}
 
     def debug_string(self) -> bytes:
         """Return a line for each key, as TF's reader does: b"w (DT_FLOAT) [2,3]"."""
@@ -202,9 +208,16 @@ class CheckpointReader:
         Raises:
             CorruptCheckpointError: The first one that differs.
         """
-        tensors = [self.stored(key) for key in (self.keys() if keys is None else keys)]
-        for stored in sorted(tensors, key=lambda stored: stored.position):
-            stored.file.verify(stored.spec)
+        wanted = set(self.keys() if keys is None else (self.stored(key).spec.key for key in keys))
+        for file in self.files:
+            file.verify([spec for key, spec in file.specs.items() if key in wanted and self._file_of[key] is file])
+
+    @property
+    def placement(self) -> tuple[Any, ...]:
+        """Everything that decides where each tensor is and what it is; equal for checkpoints that differ in values."""
+        files = [(file.layout, file.manifest.complex128) for file in self.files]
+        shards = {key: self.files.index(file) for key, file in self._file_of.items()} if len(files) > 1 else None
+        return files, shards, self.aliases
 
     def close(self) -> None:
         """Close the files; a second time does nothing."""

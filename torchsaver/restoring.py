@@ -5,50 +5,153 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
-from typing import TypeAlias
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
 from torchsaver.errors import CorruptCheckpointError, MismatchError
 from torchsaver.formats.checksum import crc32c
-from torchsaver.formats.tensor_bytes import row_major_bytes, span
+from torchsaver.formats.chunks import Chunk, Extent, cut_into_chunks
+from torchsaver.formats.safetensors_header import Layout, TensorSpec
+from torchsaver.formats.tensor_bytes import footprint, is_dense, note_new_values, row_major_bytes, span
 from torchsaver.reader import CheckpointReader
-from torchsaver.stored_tensor import StoredTensor
 from torchsaver.variables import objects
 from torchsaver.variables.restore_plan import RestorePlan, RestoreReport, plan_restore
 from torchsaver.variables.state_tree import tensor_keys, unflatten
 from torchsaver.variables.var_list import Slots
 
-Filling: TypeAlias = tuple[StoredTensor, str, torch.Tensor]  # what is stored, the slot's key, and its tensor
-
+_HALF_DONE = "some tensors may have their new values by now, and some not; restore again"
 _ALIGNMENT = 16  # bytes: the largest item, complex128, so that every dtype can be viewed in a scratch copy
 
 
-def restore_from(reader: CheckpointReader, slots: Slots, *, strict: bool, reshape: bool, verify: bool) -> RestoreReport:
+@dataclass(frozen=True)
+class FilePart:
+    """What a restore reads from one file of the checkpoint, by its number, in the order of the file.
+
+    Attributes:
+        number: Which of the reader's files.
+        specs: All that is read from it, also for objects.
+        checked: The chunks of all of them.
+        filled: The chunks of what goes straight into the memory of tensors.
+        dense: The slots' keys of these tensors.
+        streamed: The slots' keys of all others, with what is stored.
+    """
+
+    number: int
+    specs: list[TensorSpec]
+    checked: list[Chunk]
+    filled: list[Chunk]
+    dense: list[str]
+    streamed: list[tuple[str, TensorSpec]]
+
+
+@dataclass(frozen=True)
+class PreparedRestore:
+    """A restore worked out: good again for files of the same layout, as long as tensors stay where and what they are.
+
+    Attributes:
+        basis: What it was worked out from; None is like nothing else.
+        plan: Which stored value goes where.
+        parts: The same by file.
+        overlapping: Groups of (slot key, stored key) whose tensors share memory.
+        bytes: Size of all that is read.
+        layouts: Of the files.
+    """
+
+    basis: Any = None
+    plan: RestorePlan = field(default_factory=RestorePlan)
+    parts: list[FilePart] = field(default_factory=list)
+    overlapping: list[list[tuple[str, str]]] = field(default_factory=list)
+    bytes: int = 0
+    layouts: list[Layout] = field(default_factory=list)
+
+    def __reduce__(self) -> tuple[type[PreparedRestore], tuple[()]]:
+        return PreparedRestore, ()  # a copied or pickled saver has other tensors
+
+
+def restore_from(
+    reader: CheckpointReader,
+    slots: Slots,
+    *,
+    strict: bool,
+    reshape: bool,
+    verify: bool,
+    before: PreparedRestore,
+) -> tuple[RestoreReport, PreparedRestore]:
     """Restore the slots from an open checkpoint: plan, check everything, and only then fill; all or nothing.
+
+    Args:
+        reader: The checkpoint.
+        slots: What to restore.
+        strict: Whether a missing key is an error.
+        reshape: Whether another shape of the same number of elements will do.
+        verify: Whether to compare checksums.
+        before: What the last restore returned: it is used again if it can be.
 
     Raises:
         MismatchError, CorruptCheckpointError, OSError: As `Saver.restore`.
     """
     started = time.perf_counter()
-    plan = plan_restore(slots, reader, strict=strict, reshape=reshape)
+    prepared = _prepared(reader, slots, before, strict=strict, reshape=reshape)
+    plan = prepared.plan
     if verify:
-        reader.verify(stored_keys(plan))
+        for part in prepared.parts:
+            reader.files[part.number].verify(part.specs, part.checked, again_soon=True)
     require_equal_ties(plan, reader)
-    require_one_value_a_place(slots, plan, reader)
+    require_one_value_a_place(slots, prepared, reader)
     with objects_loaded(slots, plan, reader):
-        fill_tensors(slots, plan, reader)
-    return RestoreReport(
+        fill_tensors(slots, prepared, reader)
+    report = RestoreReport(
         save_path=reader.save_path,
         restored=(*plan.sources, *plan.objects),
-        aliases=plan.aliases,
+        aliases=dict(plan.aliases),
         missing=tuple(plan.missing),
         unused=tuple(plan.unused),
         global_step=reader.global_step,
         metadata=reader.metadata,
-        bytes=sum(reader.stored(key).nbytes for key in stored_keys(plan)),
+        bytes=prepared.bytes,
         seconds=time.perf_counter() - started,
     )
+    return report, prepared
+
+
+def _prepared(
+    reader: CheckpointReader, slots: Slots, before: PreparedRestore, *, strict: bool, reshape: bool
+) -> PreparedRestore:
+    basis = None
+    if not slots.objects and (places := footprint(slots.tensors.values())) is not None:
+        basis = strict, reshape, list(slots.tensors), slots.aliases, places, reader.placement
+    if basis is not None and before.basis == basis:
+        return before
+    plan = plan_restore(slots, reader, strict=strict, reshape=reshape)
+    parts = [_file_part(number, slots, plan, reader) for number in range(len(reader.files))]
+    nbytes = sum(spec.nbytes for part in parts for spec in part.specs)
+    return PreparedRestore(
+        basis, plan, parts, _overlapping(slots, plan), nbytes, [file.layout for file in reader.files]
+    )
+
+
+def _file_part(number: int, slots: Slots, plan: RestorePlan, reader: CheckpointReader) -> FilePart:
+    file = reader.files[number]
+    wanted: dict[str, list[str]] = {stored: [] for tree in plan.objects.values() for stored in tensor_keys(tree)}
+    for key, stored in plan.sources.items():
+        wanted.setdefault(stored, []).append(key)
+    specs, dense, streamed, extents = [], [], [], []
+    for spec in file.specs.values():
+        if spec.key not in wanted or reader.file_of(spec.key) is not file:
+            continue
+        specs.append(spec)
+        for key in wanted[spec.key]:
+            if is_dense(slots.tensors[key]):
+                dense.append(key)
+                extents.append(Extent(spec.start, spec.end, slots.tensors[key].data_ptr()))
+            else:
+                streamed.append((key, spec))
+    filled = cut_into_chunks(extents)
+    is_all = len(specs) == len(dense) and not streamed
+    checked = filled if is_all else cut_into_chunks(Extent(spec.start, spec.end) for spec in specs)
+    return FilePart(number, specs, checked, filled, dense, streamed)
 
 
 def require_equal_ties(plan: RestorePlan, reader: CheckpointReader) -> None:
@@ -66,12 +169,6 @@ def require_equal_ties(plan: RestorePlan, reader: CheckpointReader) -> None:
             )
     if targets:
         raise MismatchError(reader.save_path, targets=targets)
-
-
-def stored_keys(plan: RestorePlan) -> list[str]:
-    """Return the keys of the stored tensors a plan reads."""
-    inside = [key for tree in plan.objects.values() for key in tensor_keys(tree)]
-    return list(dict.fromkeys([*plan.sources.values(), *inside]))
 
 
 @contextlib.contextmanager
@@ -92,25 +189,28 @@ def objects_loaded(slots: Slots, plan: RestorePlan, reader: CheckpointReader) ->
         raise MismatchError(reader.save_path, targets=[(refused.key, refused.reason)]) from refused.__cause__
 
 
-def fill_tensors(slots: Slots, plan: RestorePlan, reader: CheckpointReader) -> None:
-    """Read each value straight into its tensor, in the order of the file.
+def fill_tensors(slots: Slots, prepared: PreparedRestore, reader: CheckpointReader) -> None:
+    """Read the values straight into their tensors.
 
     Raises:
         OSError, CorruptCheckpointError: The device failed, or the file was changed, after all was checked; the message
-            says how many tensors had their new values by then.
+            says that tensors may have new values by now.
     """
-    fillings = _in_file_order(slots, plan, reader)
-    for done, (stored, key, target) in enumerate(fillings):
-        try:
-            stored.read_into(target)
-        except (OSError, CorruptCheckpointError) as error:
-            state = f"{done} of {len(fillings)} tensors have been restored, {key!r} perhaps in part; restore again"
-            if isinstance(error, OSError):
-                raise OSError(error.errno, f"{error.strerror}; {state}", error.filename) from error
-            raise CorruptCheckpointError(error.path, error.offset, f"{error.reason}; {state}") from error
+    try:
+        for part in prepared.parts:
+            try:
+                reader.files[part.number].fill(part.filled)
+            finally:
+                note_new_values([slots.tensors[key] for key in part.dense])
+            for key, spec in part.streamed:
+                reader.stored(spec.key).read_into(slots.tensors[key])
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror}; {_HALF_DONE}", error.filename) from error
+    except CorruptCheckpointError as error:
+        raise CorruptCheckpointError(error.path, error.offset, f"{error.reason}; {_HALF_DONE}") from error
 
 
-def require_one_value_a_place(slots: Slots, plan: RestorePlan, reader: CheckpointReader) -> None:
+def require_one_value_a_place(slots: Slots, prepared: PreparedRestore, reader: CheckpointReader) -> None:
     """Refuse values that would overwrite each other, because their tensors share memory.
 
     Tensors that overlap are filled on a scratch copy of that memory first; each must come out as it is stored.
@@ -119,14 +219,15 @@ def require_one_value_a_place(slots: Slots, plan: RestorePlan, reader: Checkpoin
         MismatchError: With every tensor that would not.
     """
     spoiled = []
-    for group in _overlapping(_in_file_order(slots, plan, reader)):
-        start = min(_reach(target)[0] for _, _, target in group) // _ALIGNMENT * _ALIGNMENT
-        scratch = torch.empty(max(_reach(target)[1] for _, _, target in group) - start, dtype=torch.uint8, device="cpu")
-        views = [_same_view(target, scratch, start) for _, _, target in group]
-        for (stored, _, _), view in zip(group, views, strict=True):
-            stored.read_into(view)
-        for (stored, key, _), view in zip(group, views, strict=True):
-            if stored.checksum != _checksum(view):
+    for group in prepared.overlapping:
+        targets = [slots.tensors[key] for key, _ in group]
+        start = min(_reach(target)[0] for target in targets) // _ALIGNMENT * _ALIGNMENT
+        scratch = torch.empty(max(_reach(target)[1] for target in targets) - start, dtype=torch.uint8, device="cpu")
+        views = [_same_view(target, scratch, start) for target in targets]
+        for (_, stored_key), view in zip(group, views, strict=True):
+            reader.stored(stored_key).read_into(view)
+        for (key, stored_key), view in zip(group, views, strict=True):
+            if reader.stored(stored_key).checksum != _checksum(view):
                 spoiled.append(
                     (key, "shares memory with another value of var_list, and the stored values differ there")
                 )
@@ -134,28 +235,20 @@ def require_one_value_a_place(slots: Slots, plan: RestorePlan, reader: Checkpoin
         raise MismatchError(reader.save_path, targets=spoiled)
 
 
-def _in_file_order(slots: Slots, plan: RestorePlan, reader: CheckpointReader) -> list[Filling]:
-    fillings = [(reader.stored(stored_key), key, slots.tensors[key]) for key, stored_key in plan.sources.items()]
-    return sorted(fillings, key=lambda filling: filling[0].position)
-
-
-def _overlapping(fillings: list[Filling]) -> list[list[Filling]]:
-    """Return groups whose tensors reach over the same bytes of memory, each in the order given."""
+def _overlapping(slots: Slots, plan: RestorePlan) -> list[list[tuple[str, str]]]:
+    """Return groups of (slot key, stored key) whose tensors reach over the same bytes of memory."""
     by_place = sorted(
-        (str(target.device), *_reach(target), number)
-        for number, (_, _, target) in enumerate(fillings)
-        if target.numel()
+        (str(tensor.device), *_reach(tensor), key) for key in plan.sources if (tensor := slots.tensors[key]).numel()
     )
-    groups: list[list[int]] = []
+    groups: list[list[tuple[str, str]]] = []
     last_device, last_stop = "", 0
-    for device, start, stop, number in by_place:
-        if device == last_device and start < last_stop:
-            groups[-1].append(number)
-        else:
-            groups.append([number])
+    for device, start, stop, key in by_place:
+        if device != last_device or start >= last_stop:
+            groups.append([])
             last_stop = 0
+        groups[-1].append((key, plan.sources[key]))
         last_device, last_stop = device, max(stop, last_stop)
-    return [[fillings[number] for number in sorted(group)] for group in groups if len(group) > 1]
+    return [group for group in groups if len(group) > 1]
 
 
 def _reach(tensor: torch.Tensor) -> tuple[int, int]:

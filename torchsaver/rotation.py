@@ -69,6 +69,9 @@ class Rotation:
         # By identity, the records of what this saver has written or judged: several after a save over it that failed,
         # and None after one that was not to be listed.
         self._known: dict[str, tuple[Commit | None, ...]] = {}
+        self._files: dict[
+            str, object
+        ] = {}  # by identity, what a saved checkpoint's file is told by as long as it is that
         self._listed: dict[str, frozenset[str]] = {}  # identities this saver found in a state file, or has put there
         # By state file, commits that failed and what they were to write there, which may be there all the same.
         self._unsure: dict[str, tuple[Plan, bytes]] = {}
@@ -159,6 +162,7 @@ class Rotation:
             if plan.newest.identity in self._known:
                 self._known[plan.newest.identity] += (plan.commit,)
             publish()
+            self._files[plan.newest.identity] = paths.find_version(plan.newest.identity)
             self._records_of(plan.directory).note(os.path.basename(plan.newest.prefix), plan.commit)
             self._unsure[paths.identity(plan.state_path)] = plan, format_state(state).encode("utf-8")
             write_state(plan.state_path, state)
@@ -180,6 +184,7 @@ class Rotation:
         known = {**self._known, **judged, plan.newest.identity: (plan.commit,)}
         remembered = {record.identity for record in (*self._window.last, *self._window.doomed)}
         self._known = {identity: commits for identity, commits in known.items() if identity in remembered}
+        self._files = {identity: file for identity, file in self._files.items() if identity in remembered}
         self._listed[paths.identity(plan.state_path)] = frozenset(record.identity for record in plan.listed)
         self._unsure.pop(paths.identity(plan.state_path), None)
 
@@ -251,6 +256,8 @@ class Rotation:
         return None
 
     def _why_replaced(self, record: Record) -> str | None:
+        if self._files.get(record.identity, ()) == paths.find_version(record.identity):
+            return None  # it is still the very file
         try:
             is_known = read_manifest(record.identity).commit in self._known[record.identity]
         except (FileNotFoundError, CorruptCheckpointError, UnsupportedCheckpointError):  # gone, or ours and damaged

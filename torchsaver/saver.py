@@ -17,12 +17,15 @@ from torchsaver.formats.json_text import require_json
 from torchsaver.formats.manifest import Manifest
 from torchsaver.reader import CheckpointReader
 from torchsaver.recovery import find_newest_valid, times_of_saving
+from torchsaver.restoring import PreparedRestore
 from torchsaver.rotation import Rotation
+from torchsaver.saving import PreparedSave, prepare_save
 from torchsaver.storage import locks, paths
 from torchsaver.storage.checkpoint_files import StagedCheckpoint, get_checkpoint_mtimes, make_ready
-from torchsaver.variables.objects import gather, require_storable_objects
+from torchsaver.variables.objects import require_storable_objects
 from torchsaver.variables.restore_plan import RestoreReport
 from torchsaver.variables.var_list import Entry, Slots, read_var_list, resolve
+from torchsaver.version import __version__
 
 
 class Saver:
@@ -92,6 +95,8 @@ class Saver:
         )
         self._var_list = var_list
         self._entries: list[Entry] | None = None
+        self._prepared_save = PreparedSave()
+        self._prepared_restore = PreparedRestore()
         if not defer_build:
             self.build()
 
@@ -168,20 +173,21 @@ class Saver:
         if not slots and self._allow_empty:
             return None
         _require_something(slots)
-        tensors, trees = gather(slots)
+        tensors, trees, self._prepared_save = prepare_save(slots, self._max_shard_bytes, self._prepared_save)
         now = time.time()
         make_ready(prefix, latest_filename)
         plan = self._rotation.plan(prefix, now, latest_filename) if write_state else None
         manifest = Manifest(
             global_step=step,
             time=now,
+            versions={"torch": torch.__version__, "torchsaver": __version__},
             aliases=slots.aliases,
-            complex128=frozenset(key for key, tensor in tensors.items() if tensor.dtype == torch.complex128),
+            complex128=self._prepared_save.complex128,
             objects=trees,
             metadata=metadata,
             commit=plan.commit if plan else None,
         )
-        with StagedCheckpoint(prefix, tensors, manifest, self._max_shard_bytes) as staged:
+        with StagedCheckpoint(prefix, self._prepared_save.plans, tensors, manifest) as staged:
             if plan:
                 self._rotation.commit(plan, staged.publish)
             else:
@@ -218,8 +224,15 @@ class Saver:
         slots = resolve(self._built_entries())
         if not slots and self._allow_empty:
             return RestoreReport()
-        with CheckpointReader(save_path) as reader:
-            return restoring.restore_from(reader, slots, strict=strict, reshape=self._reshape, verify=verify)
+        with CheckpointReader(save_path, known=self._prepared_restore.layouts) as reader:
+            return self._restore(reader, slots, strict=strict, verify=verify)
+
+    def _restore(self, reader: CheckpointReader, slots: Slots, *, strict: bool, verify: bool) -> RestoreReport:
+        before = self._prepared_restore
+        report, self._prepared_restore = restoring.restore_from(
+            reader, slots, strict=strict, reshape=self._reshape, verify=verify, before=before
+        )
+        return report
 
     def resume(
         self, checkpoint_dir: str | os.PathLike[str], *, latest_filename: str | None = None
@@ -253,7 +266,7 @@ class Saver:
             return None
         try:
             with search.reader as reader:
-                report = restoring.restore_from(reader, slots, strict=True, reshape=self._reshape, verify=False)
+                report = self._restore(reader, slots, strict=True, verify=False)
             kept = times_of_saving(directory, search)
         finally:
             locks.unpin(directory)

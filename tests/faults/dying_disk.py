@@ -20,7 +20,7 @@ from torchsaver.formats import regular_file
 from torchsaver.storage import catalog, checkpoint_files, disk, locks
 
 MODULES = (disk, locks, catalog, checkpoint_files, regular_file)
-NEED_SPACE = ("create", "pwrite", "fsync", "link", "replace", "mkdir")
+NEED_SPACE = ("create", "pwritev", "fsync", "link", "replace", "mkdir")
 CHANGES = (*NEED_SPACE, "unlink", "rmdir")
 CALLS = (*CHANGES, "open", "close", "fstat", "listdir", "flock", "unflock")  # "create" is an open that makes the file
 NAMES = ("replace", "link", "unlink", "mkdir", "rmdir")
@@ -97,9 +97,9 @@ class DyingDisk:
 
     def _hit(self, fault: Fault, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if fault.kind == "short":
-            return self._done(name, (args[0], args[1][: (len(args[1]) + 1) // 2], *args[2:]), kwargs)
-        if name == "pwrite" and fault.kind == "error":  # a part of it may be there
-            self._done(name, (args[0], args[1][: len(args[1]) // 2], *args[2:]), kwargs)
+            return self._done(name, _half(args, up=1), kwargs)
+        if name == "pwritev" and fault.kind == "error":  # a part of it may be there
+            self._done(name, _half(args, up=0), kwargs)
         elif name == "close" or fault.kind in ("done", "late interrupt"):
             # Linux closes a descriptor whatever it reports, and of an interrupted one nobody could do it again.
             try:
@@ -127,6 +127,13 @@ class DyingDisk:
         if name.endswith("flock"):
             return fcntl.flock(*args)
         return getattr(os, "open" if name == "create" else name)(*args, **kwargs)
+
+
+def _half(args: tuple[Any, ...], up: int) -> tuple[Any, ...]:
+    """Return the arguments of a pwritev of half the bytes."""
+    fd, pieces, position = args
+    data = b"".join(pieces)
+    return fd, [data[: (len(data) + up) // 2]], position
 
 
 class _Recorder:
@@ -162,8 +169,8 @@ class _Recorder:
         node = self._nodes.get(args[0])
         if node is None:
             return
-        if name == "pwrite":
-            self._recording.write(node, bytes(args[1][:result]), args[2])
+        if name == "pwritev":
+            self._recording.write(node, b"".join(args[1])[:result], args[2])
         elif name == "fsync":
             self._recording.fsync(node)
         elif name == "close":
@@ -234,7 +241,7 @@ def faults(calls: Sequence[str], errnos: Sequence[int] = ()) -> Iterator[Fault]:
             yield from (Fault(n, number) for number in errnos)
         if name in NAMES:
             yield Fault(n, kind="done")
-        if name == "pwrite":
+        if name == "pwritev":
             yield Fault(n, kind="short")
 
 

@@ -188,13 +188,9 @@ def _without_sync(*_args: object) -> None:
     """Stand in for a sync that was forgotten."""
 
 
-def _without_file_sync(file: disk.NewFile) -> None:
-    file._flush()
-
-
 WRONG: dict[str, tuple[object, str, object, tuple[Model, ...]]] = {
     "no-directory-sync": (disk, "sync_directory", _without_sync, ("weak",)),
-    "no-file-sync": (disk.NewFile, "sync", _without_file_sync, MODELS),
+    "no-file-sync": (disk.NewFile, "sync", _without_sync, MODELS),
 }
 
 

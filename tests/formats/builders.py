@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from torchsaver.formats.checksum import crc32c
 from torchsaver.formats.manifest import Manifest
-from torchsaver.formats.safetensors_file import SafetensorsFile, write_safetensors
+from torchsaver.formats.safetensors_file import SafetensorsFile
+from torchsaver.formats.safetensors_writer import FilePlan
 from torchsaver.formats.tensor_bytes import TORCH_DTYPES
 from torchsaver.stored_tensor import stored_tensor
 
@@ -40,14 +41,12 @@ class Sink:
     def __init__(self) -> None:
         self.data = bytearray()
 
-    def skip(self, nbytes: int) -> None:
+    def reserve(self, nbytes: int) -> None:
         self.data += bytes(nbytes)
 
-    def write(self, data: memoryview) -> None:
-        self.data += data
-
-    def write_start(self, data: bytes) -> None:
-        self.data[: len(data)] = data
+    def write(self, position: int, pieces: Sequence[bytes | memoryview]) -> None:
+        data = b"".join(pieces)
+        self.data[position : position + len(data)] = data
 
 
 def base_bytes(dtype: torch.dtype, seed: int = 0) -> bytes:
@@ -81,15 +80,14 @@ def same(found: torch.Tensor, wanted: torch.Tensor) -> bool:
 def file_bytes(tensors: dict[str, torch.Tensor], manifest: Manifest | None = None) -> bytes:
     """Return the bytes of the file we write."""
     sink = Sink()
-    write_safetensors(sink, tensors, manifest or Manifest())
+    FilePlan(tensors).write(sink, tensors, manifest or Manifest())
     return bytes(sink.data)
 
 
 def read_all(path: str) -> tuple[dict[str, torch.Tensor], Manifest]:
     """Open, verify and read everything there is in a file."""
     with SafetensorsFile(path) as file:
-        for spec in file.specs.values():
-            file.verify(spec)
+        file.verify(list(file.specs.values()))
         return {key: stored_tensor(file, spec).read() for key, spec in file.specs.items()}, file.manifest
 
 
@@ -102,5 +100,10 @@ def header_file(header: Any, data: bytes = b"", length: int | None = None) -> by
 
 def signed(fields: dict[str, Any], content: Any) -> str:
     """Return a manifest's text with a header checksum that is right, whatever the fields are."""
-    covered = json.dumps([fields, content], sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return json.dumps({**fields, "header_crc32c": f"{crc32c(covered.encode()):08x}"})
+    covered = canonical([fields, content]).encode("utf-8", "surrogatepass")
+    return canonical({**fields, "header_crc32c": f"{crc32c(covered):08x}"})
+
+
+def canonical(value: Any) -> str:
+    """Return JSON text with sorted keys and no spaces."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

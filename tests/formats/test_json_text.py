@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import pytest
 
@@ -12,7 +11,6 @@ from torchsaver.formats import json_text
 from torchsaver.formats.json_text import (
     JsonCursor,
     canonical_json,
-    canonical_pieces,
     decode_json,
     parse_json,
     why_too_large,
@@ -69,23 +67,6 @@ def test_why_too_large_counts_what_is_in_strings_too_so_that_a_header_bounds_its
 
 def test_why_too_long_of_text_as_we_write_it_is_none() -> None:
     assert why_too_long(b"x" * 31_000_000) is None
-
-
-VALUES: list[Any] = [
-    *([], {}, "x", None, 1.5, {"a": []}, {"b": 1, "a": {"x": [1, 2, {"\u00e9": "\ud800"}]}}),
-    *([[1], {"a": {"b": [{}]}}], list(range(2500)), {str(number): {"t": [number]} for number in range(2001)}),
-    *(list(range(16)), list(range(17)), {str(number): [] for number in range(17)}),
-]
-
-
-@pytest.mark.parametrize("value", VALUES, ids=lambda value: str(value)[:20])
-def test_canonical_pieces_joined_are_the_canonical_json(value: Any) -> None:
-    assert b"".join(canonical_pieces(value)) == canonical_json(value).encode("utf-8", "surrogatepass")
-
-
-def test_canonical_pieces_of_a_large_value_are_small() -> None:
-    value = {"crc32c": {f"{number:020}": "00000000" for number in range(20_000)}}
-    assert max(map(len, canonical_pieces(value))) < 50_000
 
 
 def test_json_cursor_reads_members_in_any_spacing() -> None:

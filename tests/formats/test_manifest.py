@@ -15,12 +15,12 @@ from formats.builders import file_bytes, read_all, signed
 
 from torchsaver.errors import CorruptCheckpointError, UnsupportedCheckpointError
 from torchsaver.formats.json_text import canonical_json, require_json
-from torchsaver.formats.manifest import FORMAT_VERSION, Manifest, described, format_manifest, parse_manifest
-from torchsaver.formats.safetensors_header import layout
+from torchsaver.formats.manifest import FORMAT_VERSION, Manifest, format_manifest, parse_manifest
+from torchsaver.formats.safetensors_header import lay_out
 
-SPECS = layout([("w", "F32", [2, 3]), ("z", "F64", [2]), ("\u00e9", "I8", [])])
-CONTENT = described(SPECS)
-KEYS = [spec.key for spec in SPECS]
+LAYOUT = lay_out([("w", "F32", [2, 3]), ("z", "F64", [2]), ("\u00e9", "I8", [])])
+CONTENT = LAYOUT.content
+KEYS = list(LAYOUT.specs)
 FULL = Manifest(
     global_step=7,
     time=1700000000.25,
@@ -28,12 +28,13 @@ FULL = Manifest(
     aliases={"tied": "w"},
     complex128=frozenset({"z"}),
     objects={"optimizer": {"state": [{"lr": 0.1}, None]}},
+    versions={"torch": "2.4.0"},
     metadata={"note": "\u00e9\U0001f600", "list": [1, -0.5, True, None]},
 )
 PLAIN = {"format_version": 1, "crc32c": dict.fromkeys(KEYS, "00000000")}
 
 
-def parse(text: str, content: Any = CONTENT) -> Manifest:
+def parse(text: str, content: bytes = CONTENT) -> Manifest:
     return parse_manifest(text, content, KEYS, "p")[0]
 
 
@@ -52,7 +53,7 @@ def test_format_manifest_other_checksums_take_the_same_length() -> None:
 
 def test_format_manifest_same_content_in_another_order_gives_the_same_text() -> None:
     turned = Manifest(**{**vars(FULL), "crc32c": dict(reversed(FULL.crc32c.items()))})
-    assert format_manifest(turned, dict(reversed(CONTENT.items()))) == format_manifest(FULL, CONTENT)
+    assert format_manifest(turned, CONTENT) == format_manifest(FULL, CONTENT)
 
 
 CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
@@ -84,18 +85,20 @@ def test_parse_manifest_field_changed_is_a_corrupt_checkpoint(change: str) -> No
 
 
 @pytest.mark.parametrize(
-    "content",
+    ("old", "new"),
     [
-        {**CONTENT, "w": ["I32", [2, 3]]},
-        {**CONTENT, "w": ["F32", [3, 2]]},
-        {**CONTENT, "w": ["F32", [6]]},
-        {**CONTENT, "new": ["F32", [0]]},
-        {("v" if key == "w" else key): value for key, value in CONTENT.items()},
-        {key: value for key, value in CONTENT.items() if key != "w"},
+        ('"w":["F32",[2,3]]', '"w":["I32",[2,3]]'),
+        ('"w":["F32",[2,3]]', '"w":["F32",[3,2]]'),
+        ('"w":["F32",[2,3]]', '"w":["F32",[6]]'),
+        ('"w":["F32",[2,3]]', '"v":["F32",[2,3]]'),
+        ('"w":["F32",[2,3]],', ""),
+        ('"w":', '"new":["F32",[0]],"w":'),
     ],
 )
-def test_parse_manifest_key_dtype_or_shape_changed_is_a_corrupt_checkpoint(content: dict[str, Any]) -> None:
+def test_parse_manifest_key_dtype_or_shape_changed_is_a_corrupt_checkpoint(old: str, new: str) -> None:
     text = format_manifest(FULL, CONTENT)[0]
+    content = CONTENT.decode().replace(old, new).encode()
+    assert content != CONTENT
     with pytest.raises(CorruptCheckpointError, match="header checksum"):
         parse(text, content)
 
@@ -108,6 +111,7 @@ WRONG_FIELDS: list[dict[str, Any]] = [
     *({"aliases": value} for value in ([], "x", {"tied": 1}, {"tied": None})),
     *({"complex128": value} for value in ({}, "z", [1], [None], [[]])),
     *({"objects": value} for value in ([], "x", 1)),
+    *({"versions": value} for value in ([], "x", {"torch": 2})),
     *({"shards": value} for value in ([], {"a": 1}, {"a": "-"})),
     *({"format_version": value} for value in ("1", 1.0, True, None, 0, -1, [1])),
 ]  # fmt: skip
@@ -115,9 +119,9 @@ WRONG_FIELDS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("fields", WRONG_FIELDS, ids=str)
 def test_parse_manifest_signed_field_of_a_wrong_type_is_a_corrupt_checkpoint(fields: dict[str, Any]) -> None:
-    assert parse(signed(PLAIN, CONTENT)).crc32c == dict.fromkeys(KEYS, 0)
+    assert parse(signed(PLAIN, json.loads(CONTENT))).crc32c == dict.fromkeys(KEYS, 0)
     with pytest.raises(CorruptCheckpointError):
-        parse(signed({**PLAIN, **fields}, CONTENT))
+        parse(signed({**PLAIN, **fields}, json.loads(CONTENT)))
 
 
 @pytest.mark.parametrize(

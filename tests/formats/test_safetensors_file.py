@@ -6,7 +6,6 @@ import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
@@ -14,10 +13,10 @@ import torch
 from formats.builders import ALL_DTYPES, EXPANDED, VIEWS, Sink, base_bytes, base_tensor, file_bytes, raw, read_all, same
 
 from torchsaver.errors import CorruptCheckpointError, UnsupportedCheckpointError
-from torchsaver.formats import manifest as manifest_module
-from torchsaver.formats import safetensors_file, tensor_bytes
+from torchsaver.formats import chunks, safetensors_writer, tensor_bytes
 from torchsaver.formats.manifest import Manifest
-from torchsaver.formats.safetensors_file import SafetensorsFile, write_safetensors
+from torchsaver.formats.safetensors_file import SafetensorsFile
+from torchsaver.formats.safetensors_writer import FilePlan
 from torchsaver.stored_tensor import stored_tensor
 
 GOLDEN = (
@@ -52,14 +51,13 @@ def all_tensors() -> dict[str, torch.Tensor]:
     return tensors | {"conj": z.conj(), "neg": z.conj().imag, "c128": z.to(torch.complex128).mT.conj()}
 
 
-def test_write_safetensors_small_example_gives_these_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(manifest_module, "torch", SimpleNamespace(__version__="2.4.0"))
-    monkeypatch.setattr(manifest_module, "__version__", "0.1.0")
+def test_file_plan_small_example_gives_these_bytes() -> None:
     tensors = {"b": torch.tensor(True), "w": torch.tensor([1.0, -2.0])}
-    assert file_bytes(tensors, Manifest(global_step=7, time=1.5)) == GOLDEN
+    versions = {"torch": "2.4.0", "torchsaver": "0.1.0"}
+    assert file_bytes(tensors, Manifest(global_step=7, time=1.5, versions=versions)) == GOLDEN
 
 
-def test_write_safetensors_same_content_in_another_order_gives_same_aligned_bytes() -> None:
+def test_file_plan_same_content_in_another_order_gives_same_aligned_bytes() -> None:
     tensors = all_tensors()
     data = file_bytes(tensors, Manifest(aliases={"x": "F32", "y": "F32"}))
     assert data == file_bytes(dict(reversed(tensors.items())), Manifest(aliases={"y": "F32", "x": "F32"}))
@@ -67,7 +65,7 @@ def test_write_safetensors_same_content_in_another_order_gives_same_aligned_byte
 
 
 @pytest.mark.parametrize("nbytes", [1, 5, 16, 100])
-def test_write_safetensors_window_smaller_than_tensors_gives_the_same_file(
+def test_file_plan_window_smaller_than_tensors_gives_the_same_file(
     nbytes: int, written: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tensors = all_tensors()
@@ -75,8 +73,8 @@ def test_write_safetensors_window_smaller_than_tensors_gives_the_same_file(
     whole = file_bytes(tensors)
     for module, name in [
         (tensor_bytes, "WINDOW_BYTES"),
-        (safetensors_file, "WINDOW_BYTES"),
-        (safetensors_file, "_CHUNK_BYTES"),
+        (chunks, "CHUNK_BYTES"),
+        (safetensors_writer, "CHUNK_BYTES"),
     ]:
         monkeypatch.setattr(module, name, nbytes)  # fmt: skip
     assert file_bytes(tensors) == whole
@@ -84,7 +82,7 @@ def test_write_safetensors_window_smaller_than_tensors_gives_the_same_file(
     assert [key for key in tensors if not same(found[key], tensors[key])] == []
 
 
-def test_write_safetensors_any_tensor_is_loaded_by_safetensors_bit_for_bit(written: Callable[..., str]) -> None:
+def test_file_plan_any_tensor_is_loaded_by_safetensors_bit_for_bit(written: Callable[..., str]) -> None:
     tensors = all_tensors()
     loaded = safetensors.torch.load_file(written(tensors))
     wrong = []
@@ -95,7 +93,7 @@ def test_write_safetensors_any_tensor_is_loaded_by_safetensors_bit_for_bit(writt
 
 
 @pytest.mark.parametrize("tensors", [{}, {"": torch.zeros(2), "a\0\n\u00e9/../x": torch.ones(1)}])
-def test_write_safetensors_nothing_or_odd_keys_is_read_by_both(
+def test_file_plan_nothing_or_odd_keys_is_read_by_both(
     tensors: dict[str, torch.Tensor], written: Callable[..., str]
 ) -> None:
     path = written(tensors)
@@ -180,12 +178,12 @@ def test_safetensors_file_tensor_damaged_is_named_with_its_place(key: str, writt
         with open(path, "r+b") as writer:
             writer.seek(place)
             writer.write(b"\x55")
-        for read in (lambda: file.verify(spec), lambda: stored_tensor(file, spec).read()):
+        for read in (lambda: file.verify([spec]), lambda: stored_tensor(file, spec).read()):
             with pytest.raises(CorruptCheckpointError, match=f"'{key}' has the checksum") as caught:
                 read()
             assert (caught.value.path, caught.value.offset) == (path, place)
         for other in SMALL.keys() - {key}:
-            file.verify(file.specs[other])
+            file.verify([file.specs[other]])
 
 
 def test_safetensors_file_cut_after_it_was_opened_is_a_corrupt_checkpoint(written: Callable[..., str]) -> None:
@@ -195,7 +193,7 @@ def test_safetensors_file_cut_after_it_was_opened_is_a_corrupt_checkpoint(writte
         os.truncate(path, size - 1)
         last = max(file.specs.values(), key=lambda spec: spec.end)
         with pytest.raises(CorruptCheckpointError, match="the file ends 1 bytes early") as caught:
-            file.verify(last)
+            file.verify([last])
         assert caught.value.offset == size - 1
 
 
@@ -216,7 +214,7 @@ def test_safetensors_file_closed_or_not_opened_holds_no_descriptor(tmp_path: Pat
         SafetensorsFile(str(tmp_path / "bad"))
     assert len(os.listdir("/proc/self/fd")) == before
     with pytest.raises(ValueError, match="closed"):
-        file.verify(file.specs["w"])
+        file.verify([file.specs["w"]])
 
 
 def test_safetensors_file_read_by_threads_at_once_gives_each_its_bytes(written: Callable[..., str]) -> None:
@@ -242,8 +240,8 @@ def test_safetensors_file_read_into_from_an_offset_gives_the_rest(written: Calla
     assert bytes(buffer) == raw(SMALL["w"][1:])
 
 
-def test_write_safetensors_header_over_the_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(safetensors_file.header, "MAX_HEADER_BYTES", 200)
+def test_file_plan_header_over_the_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(safetensors_writer.header, "MAX_HEADER_BYTES", 200)
     with pytest.raises(ValueError, match="header"):
         file_bytes(SMALL)
 
@@ -256,7 +254,7 @@ def test_write_safetensors_header_over_the_limit_is_refused(monkeypatch: pytest.
         ("json_text.MAX_JSON_BYTES", 1500, "bytes of memory"),
     ],
 )
-def test_write_safetensors_refuses_what_its_reader_would_before_it_writes(
+def test_file_plan_refuses_what_its_reader_would_before_it_writes(
     limit: str, value: int, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "file"
@@ -264,13 +262,13 @@ def test_write_safetensors_refuses_what_its_reader_would_before_it_writes(
     monkeypatch.setattr(f"torchsaver.formats.{limit}", value)
     sink = Sink()
     with pytest.raises(ValueError, match=reason):
-        write_safetensors(sink, SMALL, Manifest())
+        FilePlan(SMALL).write(sink, SMALL, Manifest())
     assert sink.data == b""
     with pytest.raises(CorruptCheckpointError):
         SafetensorsFile(str(path))
 
 
-def test_write_safetensors_at_the_most_members_is_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_plan_at_the_most_members_is_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torchsaver.formats.safetensors_header.MAX_MEMBERS", len(SMALL) + 3)
     (tmp_path / "file").write_bytes(file_bytes(SMALL))
     assert set(read_all(str(tmp_path / "file"))[0]) == set(SMALL)

@@ -14,10 +14,11 @@ from torchsaver.errors import CorruptCheckpointError, TorchSaverError, Unsupport
 from torchsaver.formats.safetensors_header import (
     DTYPE_BITS,
     MAX_HEADER_BYTES,
+    Layout,
     TensorSpec,
     format_header,
     is_sizes,
-    layout,
+    lay_out,
     parse_header,
     parse_length,
 )
@@ -33,25 +34,26 @@ def test_layout_any_order_given_puts_wide_dtypes_first_then_keys() -> None:
     given = [("c", "I8", [3]), ("b", "F64", [1]), ("a", "F64", [0]), ("d", "F32", [1]), ("\u00e9", "F4", [2])]
     wanted = [("a", 0, 0), ("b", 0, 8), ("d", 8, 12), ("c", 12, 15), ("\u00e9", 15, 16)]
     for tensors in (given, given[::-1]):
-        assert [(spec.key, spec.start, spec.end) for spec in layout(tensors)] == wanted
+        assert [(spec.key, spec.start, spec.end) for spec in lay_out(tensors).specs.values()] == wanted
 
 
 def test_format_header_example_gives_these_bytes() -> None:
     text = '{"__metadata__":{"m":"\u00e9"},"b":{"dtype":"F32","shape":[2,1],"data_offsets":[0,8]},"a":{"dtype":"I8","shape":[],"data_offsets":[8,9]}}'
-    assert format_header(SPECS, {"m": "\u00e9"}) == (184).to_bytes(8, "little") + text.encode().ljust(184)
+    assert format_header(Layout(SPECS), {"m": "\u00e9"}) == (184).to_bytes(8, "little") + text.encode().ljust(184)
 
 
 def test_format_header_any_length_starts_data_at_a_multiple_of_64_and_parses_back() -> None:
     for length in range(130):
-        head = format_header(SPECS, {"m": "x" * length})
+        head = format_header(Layout(SPECS), {"m": "x" * length})
         assert len(head) % 64 == 0
         assert parse_length(head[:8], len(head) + 9, "p") == len(head) - 8
-        assert parse_header(head[8:], 9, "p") == ({spec.key: spec for spec in SPECS}, {"m": "x" * length})
+        found, metadata = parse_header(head[8:], 9, "p")
+        assert (list(found.specs.values()), metadata) == (SPECS, {"m": "x" * length})
 
 
 def test_parse_header_specs_in_any_order_come_in_the_order_of_the_file() -> None:
     text = json.dumps({"a": entry("I8", [], 8, 9), "b": entry("F32", [2, 1], 0, 8), "e": entry("F32", [0], 8, 8)})
-    assert list(parse_header(text.encode(), 9, "p")[0]) == ["b", "e", "a"]
+    assert list(parse_header(text.encode(), 9, "p")[0].specs) == ["b", "e", "a"]
 
 
 @pytest.mark.parametrize(
@@ -59,7 +61,7 @@ def test_parse_header_specs_in_any_order_come_in_the_order_of_the_file() -> None
 )
 def test_parse_header_odd_key_is_a_key_as_any_other(key: str) -> None:
     specs = [TensorSpec(key, "F32", (1,), 0, 4)]
-    assert list(parse_header(format_header(specs, {})[8:], 4, "p")[0]) == [key]
+    assert list(parse_header(format_header(Layout(specs), {})[8:], 4, "p")[0].specs) == [key]
 
 
 @pytest.mark.parametrize(
@@ -179,7 +181,7 @@ def test_parse_header_hostile_file_is_refused_and_soon(kind: str, tmp_path: Path
 def test_parse_header_many_empty_tensors_are_read_soon() -> None:
     text = json.dumps({f"k{number}": entry(shape=[0], end=0) for number in range(20_000)})
     start = time.process_time()
-    assert len(parse_header(text.encode(), 0, "p")[0]) == 20_000
+    assert len(parse_header(text.encode(), 0, "p")[0].specs) == 20_000
     assert time.process_time() - start < 5
 
 
@@ -189,7 +191,7 @@ def test_parse_header_each_dtype_takes_its_own_size_and_no_other(dtype: str) -> 
     for end in (nbytes - 1, nbytes, nbytes + 1):
         text = json.dumps({"a": entry(dtype, [2, 4], 0, end)}).encode()
         if end == nbytes:
-            assert parse_header(text, end, "p")[0]["a"].nbytes == end
+            assert parse_header(text, end, "p")[0].specs["a"].nbytes == end
         else:
             with pytest.raises(TorchSaverError):
                 parse_header(text, end, "p")
@@ -205,14 +207,14 @@ def test_is_sizes_only_for_a_list_of_natural_numbers(value: Any, outcome: bool) 
 def test_parse_header_more_members_than_are_allowed_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torchsaver.formats.safetensors_header.MAX_MEMBERS", 3)
     header = {"__metadata__": {"x": "y"}, "a": entry()}
-    assert list(parse_header(json.dumps(header).encode(), 4, "p")[0]) == ["a"]
+    assert list(parse_header(json.dumps(header).encode(), 4, "p")[0].specs) == ["a"]
     with pytest.raises(CorruptCheckpointError, match="too many members"):
         parse_header(json.dumps({**header, "b": entry(start=4, end=8)}).encode(), 8, "p")
 
 
 def test_parse_header_entry_of_the_most_dimensions_on_lines_of_their_own_is_read() -> None:
     text = json.dumps({"a": entry(shape=[0, *[2**58], *[1] * 62], end=0)}, indent=40)
-    assert parse_header(text.encode(), 0, "p")[0]["a"].shape[1] == 2**58
+    assert parse_header(text.encode(), 0, "p")[0].specs["a"].shape[1] == 2**58
 
 
 def test_parse_header_wrong_entry_is_refused_before_the_rest_is_parsed() -> None:

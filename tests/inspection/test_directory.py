@@ -165,14 +165,14 @@ def test_error_of_reading_one_is_unreadable_not_damaged_and_the_others_go_on(
 ) -> None:
     _run(tmp_path, range(1, 4))
     flip(tmp_path / "m-3.safetensors")
-    read_into = SafetensorsFile.read_into
+    checksums = SafetensorsFile.checksums
 
-    def failing(self: SafetensorsFile, *arguments: Any) -> None:
+    def failing(self: SafetensorsFile, *arguments: Any, **options: Any) -> list[int]:
         if self.path.endswith("m-2.safetensors"):
             raise OSError(errno.EIO, "Input/output error", self.path)
-        read_into(self, *arguments)
+        return checksums(self, *arguments, **options)
 
-    monkeypatch.setattr(SafetensorsFile, "read_into", failing)
+    monkeypatch.setattr(SafetensorsFile, "checksums", failing)
     reports = [status.report for status in verify_directory(tmp_path).checkpoints]
     assert [report.verdict for report in reports] == ["valid", "unreadable", "damaged"]
     assert ("Input/output error" in reports[1].problem, reports[1].damage, reports[1].is_sound) == (True, (), False)
@@ -236,7 +236,8 @@ def test_read_only_directory_is_verified_and_nothing_in_it_is_changed(
         tmp_path.chmod(0o755)
 
 
-def test_progress_counts_over_all_checkpoints_and_names_each(tmp_path: Path) -> None:
+def test_progress_counts_over_all_checkpoints_and_names_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torchsaver.inspection.verification._GROUP_BYTES", 16)
     _run(tmp_path, range(1, 3))
     seen: list[Progress] = []
     directory_report.verify_directory(tmp_path, progress=seen.append)

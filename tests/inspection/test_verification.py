@@ -183,16 +183,17 @@ def test_verify_nothing_there_raises_not_found(tmp_path: Path) -> None:
 
 
 def test_verify_error_of_the_disk_is_raised_and_is_no_damage(prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*arguments: object) -> None:
+    def fail(*arguments: object, **options: object) -> None:
         raise OSError(errno.EIO, "Input/output error", prefix)
 
-    monkeypatch.setattr(SafetensorsFile, "read_into", fail)
+    monkeypatch.setattr(SafetensorsFile, "checksums", fail)
     with pytest.raises(OSError, match="Input/output error") as caught:
         verify_checkpoint(prefix)
     assert caught.value.errno == errno.EIO
 
 
-def test_verify_file_that_is_cut_while_it_is_read_is_damage(prefix: str) -> None:
+def test_verify_file_that_is_cut_while_it_is_read_is_damage(prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torchsaver.inspection.verification._GROUP_BYTES", 1)
     path = Path(prefix + ".safetensors")
     starts = _starts(path)
 
@@ -220,12 +221,15 @@ def test_verify_reads_the_new_checkpoint_when_a_save_replaces_it_meanwhile(
     assert verify_checkpoint(prefix).verdict == "valid"
 
 
-def test_verify_progress_rises_to_the_total_and_what_it_raises_ends_the_verification(tmp_path: Path) -> None:
-    prefix = ts.Saver({"x": torch.zeros(3 << 18), "y": torch.zeros(5)}).save(tmp_path / "m")
+def test_verify_progress_rises_to_the_total_and_what_it_raises_ends_the_verification(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torchsaver.inspection.verification._GROUP_BYTES", 100)
+    prefix = ts.Saver({"x": torch.zeros(3 << 18), "y": torch.zeros(5), "z": torch.zeros(20)}).save(tmp_path / "m")
     seen: list[Progress] = []
     verify_checkpoint(str(prefix), progress=seen.append)
-    assert [progress.done_bytes for progress in seen] == [1 << 20, 2 << 20, 3 << 20, (3 << 20) + 20]
-    assert {progress[1:] for progress in seen} == {((3 << 20) + 20, "m")}
+    assert [progress.done_bytes for progress in seen] == [3 << 20, (3 << 20) + 100]
+    assert {progress[1:] for progress in seen} == {((3 << 20) + 100, "m")}
 
     def stop(progress: Progress) -> None:
         raise KeyboardInterrupt

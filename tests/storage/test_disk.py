@@ -46,10 +46,9 @@ def test_new_file_of_any_pieces_holds_them_in_order_after_its_start(tmp_path: Pa
     pieces = [bytes([index + 1]) * size for index, size in enumerate(sizes)]
     with disk.Stage() as stage:
         file = stage.create(str(tmp_path / "file"))
-        file.skip(4)
-        for piece in pieces:
-            file.write(memoryview(piece))
-        file.write_start(b"head")
+        file.reserve(4 + sum(sizes))
+        file.write(4, pieces)
+        file.write(0, [b"he", memoryview(b"ad")])
         stage.publish()
     assert (tmp_path / "file").read_bytes() == b"head" + b"".join(pieces)
 
@@ -98,8 +97,8 @@ def test_write_atomic_with_its_temporary_name_planted_fails_and_never_writes_thr
 
 def test_stage_left_without_publish_removes_what_was_written(tmp_path: Path) -> None:
     with disk.Stage() as stage:
-        stage.create(str(tmp_path / "one")).write(b"1")
-        stage.create(str(tmp_path / "two")).write(b"2")
+        stage.create(str(tmp_path / "one")).write(0, [b"1"])
+        stage.create(str(tmp_path / "two")).write(0, [b"2"])
         assert len(os.listdir(tmp_path)) == 2
     assert os.listdir(tmp_path) == []
 
@@ -109,7 +108,7 @@ def test_sweep_removes_what_dead_writers_left_and_nothing_else(tmp_path: Path) -
     for name in [*others, ".torchsaver-0123456789abcdef.tmp"]:
         (tmp_path / name).write_bytes(b"")
     with disk.Stage() as stage:
-        stage.create(str(tmp_path / "file")).write(b"alive")
+        stage.create(str(tmp_path / "file")).write(0, [b"alive"])
         (live,) = set(os.listdir(tmp_path)) - {*others, ".torchsaver-0123456789abcdef.tmp"}
         disk.sweep(str(tmp_path))
         assert sorted(os.listdir(tmp_path)) == sorted([*others, live])

@@ -7,6 +7,7 @@ import math
 import re
 import sys
 from collections.abc import Iterator
+from json.encoder import encode_basestring
 from typing import Any, NoReturn
 
 from torchsaver.errors import CorruptCheckpointError
@@ -16,8 +17,6 @@ MAX_TEXT_BYTES = 40_000_000  # of one text in memory: 100 000 tensors with long 
 MAX_JSON_BYTES = 165_000_000  # of memory for what one text can hold: a hostile file stays within 200 MB
 _BYTES_PER_MARK = 95  # the dearest shapes, `[[[` and `"k":{},`, measured with CPython 3.11
 _COPIES = 4  # text, the strings in it, and the text and bytes its checksum is taken of
-_FEW_ITEMS = 16  # fewer are taken one by one: one of them may be large
-_PIECE_ITEMS = 1000
 _MAX_DIGITS = 4300  # Python's own limit, which a program can lift: more digits take quadratic time
 _SPACES = " \t\n\r"
 _SPACE = re.compile(r"[ \t\n\r]*")
@@ -130,6 +129,17 @@ class JsonCursor:
         self._position = 0
         self._room = max_members
 
+    @property
+    def position(self) -> int:
+        """How many characters have been read."""
+        return self._position
+
+    def skip(self, text: str) -> bool:
+        """Go on beyond `text` if the very next characters are that; return whether they are."""
+        found = self._text.startswith(text, self._position)
+        self._position += len(text) if found else 0
+        return found
+
     def members(self) -> Iterator[str]:
         """Yield the key of each member of the object at hand; the caller reads its value before the next."""
         self._take("{")
@@ -193,45 +203,14 @@ class JsonCursor:
         self._position += 1
 
 
+def quoted(text: str) -> str:
+    """Return a JSON string, as `canonical_json` has it."""
+    return encode_basestring(text)
+
+
 def canonical_json(value: Any) -> str:
     """Return JSON text that depends on the value alone: sorted keys, no spaces."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-
-
-def canonical_pieces(value: Any) -> Iterator[bytes]:
-    """Yield the bytes of `canonical_json(value)` in pieces, so that a large value is never in memory as text at once.
-
-    A lone surrogate, which UTF-8 cannot hold, comes as "surrogatepass" has it.
-
-    Raises:
-        RecursionError: `value` is nested too deep.
-    """
-    if not isinstance(value, (dict, list)) or not value:
-        yield _canonical_bytes(value)
-        return
-    items = sorted(value) if isinstance(value, dict) else value
-    brackets = b"{}" if isinstance(value, dict) else b"[]"
-    for start in range(0, len(items), _PIECE_ITEMS):
-        yield brackets[:1] if start == 0 else b","
-        some = items[start : start + _PIECE_ITEMS]
-        if len(items) > _FEW_ITEMS:
-            yield _canonical_bytes({key: value[key] for key in some} if isinstance(value, dict) else some)[1:-1]
-        else:
-            yield from _few_pieces(value, some)
-    yield brackets[1:]
-
-
-def _few_pieces(value: dict[str, Any] | list[Any], items: list[Any]) -> Iterator[bytes]:
-    for number, item in enumerate(items):
-        if number:
-            yield b","
-        if isinstance(value, dict):
-            yield _canonical_bytes(item) + b":"
-        yield from canonical_pieces(value[item] if isinstance(value, dict) else item)
-
-
-def _canonical_bytes(value: Any) -> bytes:
-    return canonical_json(value).encode("utf-8", "surrogatepass")
 
 
 def require_json(metadata: Any) -> None:

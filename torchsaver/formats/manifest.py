@@ -4,29 +4,28 @@
      "global_step": ..?, "aliases": {ALIAS: KEY}?, "complex128": [KEY]?, "objects": {..}?, "metadata": ..?,
      "shards": {NAME: "........"}?, "commit": {..}?}
 
-`crc32c` covers each tensor's bytes. `header_crc32c` covers everything else that has a meaning: this manifest without
-that field, and every key with its dtype and shape; it does not cover the layout, so that a faithful rewrite by another
-tool stays valid. Checksums have a fixed width, so a header's length is known before the data has streamed by.
+`crc32c` covers each tensor's bytes. `header_crc32c` covers everything else that has a meaning: this text without that
+field, and every key with its dtype and shape; it does not cover the layout, so that a faithful rewrite by another tool
+stays valid. Checksums have a fixed width, so a header's length is known before the data has streamed by.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
-import torch
-
 from torchsaver.errors import CorruptCheckpointError, UnsupportedCheckpointError
 from torchsaver.formats.checksum import crc32c, crc32c_hex
 from torchsaver.formats.commit import Commit, commit_from_json, commit_to_json
-from torchsaver.formats.json_text import canonical_json, canonical_pieces, parse_json
-from torchsaver.formats.safetensors_header import TensorSpec
-from torchsaver.version import __version__
+from torchsaver.formats.json_text import canonical_json, parse_json
 
 MANIFEST_KEY = "torchsaver"
 FORMAT_VERSION = 1
 _MAX_TIME = 250e9  # seconds: beyond the year 9000
+# Where the text has its own checksum. What canonical JSON has before it holds no such thing: only objects of texts.
+_OWN_CHECKSUM = re.compile(r'"format_version":[0-9]+(?:,"global_step":-?[0-9]+)?(,"header_crc32c":"([0-9a-f]{8})")')
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,7 @@ class Manifest:
         metadata: The user's own JSON value.
         shards: In an index: the header checksum of each shard file.
         commit: Where the save stands in the order of its directory; None when no state file was to list it.
+        versions: Of torch and torchsaver that wrote it.
     """
 
     global_step: int | None = None
@@ -54,25 +54,23 @@ class Manifest:
     metadata: Any = None
     shards: Mapping[str, int] = field(default_factory=dict)
     commit: Commit | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
 
     def for_shard(self, keys: Iterable[str]) -> Manifest:
         """Return the manifest of one shard: what belongs to the whole stays in the index."""
         return replace(self, complex128=self.complex128 & set(keys), aliases={}, objects={}, metadata=None)
 
 
-def described(specs: Iterable[TensorSpec]) -> dict[str, Any]:
-    """Return the part of a header that `header_crc32c` covers: dtype and shape by key."""
-    return {spec.key: [spec.dtype, list(spec.shape)] for spec in specs}
+def format_manifest(manifest: Manifest, content: bytes) -> tuple[str, int]:
+    """Return the manifest's text and its header checksum; `content` is what else the checksum covers, as JSON."""
+    text = canonical_json({**_to_json(manifest), "header_crc32c": crc32c_hex(0)})
+    own = _OWN_CHECKSUM.search(text)
+    assert own is not None, "canonical JSON has sorted keys"
+    checksum = _header_crc32c(text, own, content)
+    return f"{text[: own.start(2)]}{crc32c_hex(checksum)}{text[own.end(2) :]}", checksum
 
 
-def format_manifest(manifest: Manifest, content: Any) -> tuple[str, int]:
-    """Return the manifest's text and its header checksum; `content` is what else the checksum covers."""
-    fields = _to_json(manifest)
-    checksum = _header_crc32c(fields, content)
-    return canonical_json({**fields, "header_crc32c": crc32c_hex(checksum)}), checksum
-
-
-def parse_manifest(text: str, content: Any, keys: Iterable[str], path: str) -> tuple[Manifest, int]:
+def parse_manifest(text: str, content: bytes, keys: Iterable[str], path: str) -> tuple[Manifest, int]:
     """Return the manifest in `text` and its header checksum, after checking that against `content`.
 
     Args:
@@ -91,24 +89,23 @@ def parse_manifest(text: str, content: Any, keys: Iterable[str], path: str) -> t
         raise UnsupportedCheckpointError(
             path, f"format version {version} is newer than {FORMAT_VERSION}; upgrade torchsaver"
         )
-    stored = fields.pop("header_crc32c", None)
-    try:
-        checksum = _header_crc32c(fields, content)
-    except RecursionError as error:
-        raise CorruptCheckpointError(path, 0, "manifest: nested too deep") from error
-    if stored != crc32c_hex(checksum):
-        raise CorruptCheckpointError(path, 0, f"header checksum is {crc32c_hex(checksum)}, and {stored!r} is stored")
+    own = _OWN_CHECKSUM.search(text)
+    if own is None:
+        _fail(path, "it has no header checksum where one stands")
+    checksum = _header_crc32c(text, own, content)
+    if own[2] != crc32c_hex(checksum):
+        raise CorruptCheckpointError(path, 0, f"header checksum is {crc32c_hex(checksum)}, and {own[2]!r} is stored")
     manifest = _from_json(fields, path)
     if not manifest.shards and manifest.crc32c.keys() != set(keys):
         _fail(path, "the checksums are not those of the tensors that are there")
     return manifest, checksum
 
 
-def _header_crc32c(fields: Mapping[str, Any], content: Any) -> int:
-    checksum = 0
-    for piece in canonical_pieces([fields, content]):
-        checksum = crc32c(piece, checksum)
-    return checksum
+def _header_crc32c(text: str, own: re.Match[str], content: bytes) -> int:
+    """Return the CRC-32C of the JSON list [the manifest without its own checksum, content]."""
+    checksum = crc32c(f"[{text[: own.start(1)]}".encode("utf-8", "surrogatepass"))
+    checksum = crc32c(f"{text[own.end(1) :]},".encode("utf-8", "surrogatepass"), checksum)
+    return crc32c(b"]", crc32c(content, checksum))
 
 
 def is_unnamed(text: str) -> bool:
@@ -119,10 +116,10 @@ def is_unnamed(text: str) -> bool:
 def _to_json(manifest: Manifest) -> dict[str, Any]:
     fields = {
         "format_version": FORMAT_VERSION,
-        "versions": {"torch": torch.__version__, "torchsaver": __version__},
+        "versions": dict(manifest.versions),
         "time": manifest.time,
         "global_step": manifest.global_step,
-        "crc32c": {key: crc32c_hex(value) for key, value in manifest.crc32c.items()},
+        "crc32c": dict(zip(manifest.crc32c, map(crc32c_hex, manifest.crc32c.values()), strict=True)),
         "aliases": dict(manifest.aliases),
         "complex128": sorted(manifest.complex128),
         "objects": dict(manifest.objects),
@@ -154,6 +151,7 @@ def _from_json(fields: Mapping[str, Any], path: str) -> Manifest:
         metadata=fields.get("metadata"),
         shards=_checksums(fields, "shards", path),
         commit=_commit(fields, path),
+        versions=_object(fields, "versions", str, path),
     )
 
 

@@ -14,7 +14,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from torchsaver.errors import CorruptCheckpointError
-from torchsaver.formats.json_text import MAX_TEXT_BYTES, is_unicode, parse_json, why_too_large, why_too_long
+from torchsaver.formats.json_text import (
+    MAX_TEXT_BYTES,
+    canonical_json,
+    is_unicode,
+    parse_json,
+    why_too_large,
+    why_too_long,
+)
 from torchsaver.formats.manifest import MANIFEST_KEY, Manifest, format_manifest, parse_manifest
 
 MAX_INDEX_BYTES = MAX_TEXT_BYTES
@@ -26,8 +33,7 @@ def format_index(weight_map: Mapping[str, str], total_bytes: int, manifest: Mani
     Raises:
         ValueError: They would be over a limit of the reader.
     """
-    content = {"weight_map": dict(weight_map), "total_size": total_bytes}
-    text, _ = format_manifest(manifest, content)
+    text, _ = format_manifest(manifest, _content(weight_map, total_bytes))
     index = {"metadata": {"total_size": total_bytes, MANIFEST_KEY: text}, "weight_map": dict(weight_map)}
     whole = json.dumps(index, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
     data = whole.encode("utf-8")
@@ -59,11 +65,17 @@ def parse_index(data: bytes, path: str) -> tuple[dict[str, str], Manifest]:
         if b"header_crc32c" in data:
             raise CorruptCheckpointError(path, 0, "the manifest has lost its name")
         return weight_map, Manifest()
-    content = {"weight_map": weight_map, "total_size": metadata.get("total_size")}
+    content = _content(weight_map, metadata.get("total_size"))
     manifest, _ = parse_manifest(str(metadata[MANIFEST_KEY]), content, (), path)
     if set(manifest.shards) != set(weight_map.values()):
         raise CorruptCheckpointError(path, 0, "the shards named are not those the keys are in")
     return weight_map, manifest
+
+
+def _content(weight_map: Mapping[str, str], total_bytes: Any) -> bytes:
+    """Return what the manifest's checksum covers of the index."""
+    content = {"weight_map": dict(weight_map), "total_size": total_bytes}
+    return canonical_json(content).encode("utf-8", "surrogatepass")
 
 
 def _is_plain_name(name: Any) -> bool:

@@ -7,7 +7,8 @@ so that memory stays bounded whatever the tensor's size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 
@@ -79,6 +80,33 @@ def _why_not_described(tensor: torch.Tensor) -> str | None:
     return None
 
 
+def footprint(tensors: Iterable[torch.Tensor]) -> tuple[list[Any], ...] | None:
+    """Return what tells tensors from themselves at another place, of another shape or dtype: equal if none has changed.
+
+    None when one of them is not a plain strided tensor, of which all that could not be told.
+    """
+    some = list(tensors)
+    types = list(map(type, some))
+    if not all(map(_has_plain_memory, set(types))) or set(map(_layout, some)) - {torch.strided}:
+        return None
+    contiguous = list(map(torch.Tensor.is_contiguous, some))
+    lazy = [list(map(torch.Tensor.is_conj, some)), list(map(torch.Tensor.is_neg, some))]
+    strides = [tensor.stride() for tensor, is_plain in zip(some, contiguous, strict=True) if not is_plain]
+    places = [list(map(torch.Tensor.data_ptr, some)), list(map(_device, some))]
+    places.append([torch.is_inference_mode_enabled()])  # decides whether an inference tensor may be written to
+    return (types, *places, list(map(_dtype, some)), list(map(_shape, some)), contiguous, *lazy, strides)
+
+
+_layout, _device, _dtype, _shape = (
+    getattr(torch.Tensor, name).__get__ for name in ("layout", "device", "dtype", "shape")
+)
+
+
+def _has_plain_memory(kind: type[torch.Tensor]) -> bool:
+    is_lazy = issubclass(kind, (torch.nn.UninitializedParameter, torch.nn.UninitializedBuffer))
+    return not is_lazy and kind.__torch_dispatch__ is torch.Tensor.__torch_dispatch__
+
+
 def why_not_writable(tensor: torch.Tensor) -> str | None:
     """Return why values cannot be restored into this tensor, with the remedy; None when they can."""
     if (reason := why_not_storable(tensor)) is not None:
@@ -91,6 +119,8 @@ def why_not_writable(tensor: torch.Tensor) -> str | None:
 
 
 def _overlaps_itself(tensor: torch.Tensor) -> bool:
+    if tensor.is_contiguous():
+        return False
     reached = 1  # elements that the dimensions seen so far reach over
     for stride, size in sorted(
         (stride, size) for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1
@@ -103,8 +133,8 @@ def _overlaps_itself(tensor: torch.Tensor) -> bool:
 
 def span(tensor: torch.Tensor) -> int:
     """Return how many elements of its storage a tensor reaches over, from its first to its last."""
-    if tensor.numel() == 0:
-        return 0
+    if tensor.numel() == 0 or tensor.is_contiguous():
+        return tensor.numel()
     return 1 + sum(stride * (size - 1) for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
 
 
@@ -157,9 +187,17 @@ def row_major_targets(tensor: torch.Tensor) -> Iterator[memoryview]:
         for slab, staging in _staged_slabs(target):
             yield byte_view(staging)
             _copy(slab, staging)
-    if not tensor.is_inference():
-        # Memory was written behind autograd's back: a graph that saved the old values must not use the new ones.
-        torch.autograd.graph.increment_version(tensor)
+    note_new_values([tensor])
+
+
+def note_new_values(tensors: Sequence[torch.Tensor]) -> None:
+    """Tell autograd of memory written behind its back: a graph that saved the old values must not use the new ones."""
+    try:
+        torch.autograd.graph.increment_version(tensors)
+    except (TypeError, AttributeError, RuntimeError):  # torch 2.4 takes one at a time, and none of inference mode
+        for tensor in tensors:
+            if not tensor.is_inference():
+                torch.autograd.graph.increment_version(tensor)
 
 
 def _staged_slabs(tensor: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

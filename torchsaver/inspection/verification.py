@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from torchsaver.errors import CheckpointNotFoundError, CorruptCheckpointError, UnsupportedCheckpointError
-from torchsaver.formats.checksum import crc32c
 from torchsaver.formats.manifest import Manifest
 from torchsaver.formats.regular_file import read_regular
 from torchsaver.formats.safetensors_file import SafetensorsFile
@@ -21,7 +20,7 @@ from torchsaver.inspection.reports import Damage, Progress, Verdict, VerifyRepor
 from torchsaver.storage import paths
 from torchsaver.stored_tensor import stored_tensor
 
-_WINDOW_BYTES = 1 << 20  # read and checksummed while it is still in the processor's cache
+_GROUP_BYTES = 64 << 20
 
 
 class Meter:
@@ -98,13 +97,11 @@ def _open(save_path: str) -> Iterator[_OpenCheckpoint]:
         yield opened
 
 
-def _find(save_path: str) -> tuple[str, int, int, int]:
-    """Return the file the prefix stands for, and what tells it from another one that takes its name later."""
-    path = paths.find_checkpoint(save_path)
-    if path is None:
+def _find(save_path: str) -> tuple[str, tuple[int, ...]]:
+    found = paths.find_version(save_path)
+    if found is None:
         raise CheckpointNotFoundError(save_path)
-    status = os.stat(path)
-    return path, status.st_ino, status.st_mtime_ns, status.st_size
+    return found
 
 
 class _OpenCheckpoint:
@@ -184,31 +181,33 @@ class _OpenCheckpoint:
         return not (self._damage or self._unsupported or self.errors)
 
     @property
-    def _checksummed(self) -> list[tuple[SafetensorsFile, TensorSpec]]:
-        return [
-            (file, spec) for file in self._files for spec in file.specs.values() if spec.key in file.manifest.crc32c
-        ]
-
-    @property
     def bytes_to_read(self) -> int:
         """Size of the tensors that have a checksum."""
-        return sum(spec.nbytes for _, spec in self._checksummed)
+        return sum(spec.nbytes for file in self._files for spec in _checksummed(file))
 
     def read(self, meter: Meter) -> None:
         """Read every tensor that has a checksum, in the order of the files, and compare it."""
         self._is_read = True
-        window = memoryview(bytearray(_WINDOW_BYTES))
-        for file, spec in self._checksummed:
+        for file in self._files:
+            for specs in _in_groups(_checksummed(file)):
+                try:
+                    file.verify(specs)
+                except (CorruptCheckpointError, OSError):
+                    self._read_one_by_one(file, specs)
+                else:
+                    self._note_checked(specs)
+                meter.add(sum(spec.nbytes for spec in specs))
+
+    def _read_one_by_one(self, file: SafetensorsFile, specs: list[TensorSpec]) -> None:
+        for spec in specs:
             with self._noting(file.path, spec.key):
-                checksum = 0
-                for start in range(0, spec.nbytes, _WINDOW_BYTES):
-                    piece = window[: spec.nbytes - start]
-                    file.read_into(spec, start, piece)
-                    checksum = crc32c(piece, checksum)
-                    meter.add(len(piece))
-                self._checked_tensors += 1
-                self._checked_bytes += spec.nbytes
+                (checksum,) = file.checksums([spec])
+                self._note_checked([spec])
                 file.compare(spec, checksum)
+
+    def _note_checked(self, specs: list[TensorSpec]) -> None:
+        self._checked_tensors += len(specs)
+        self._checked_bytes += sum(spec.nbytes for spec in specs)
 
     def report(self) -> VerifyReport:
         """Return what has been found so far."""
@@ -240,6 +239,22 @@ class _OpenCheckpoint:
         if not is_summed or (paths.is_index(self._paths[0]) and not self._manifest.shards):
             return "no_checksums"
         return "valid" if self._is_read else "headers_ok"
+
+
+def _checksummed(file: SafetensorsFile) -> list[TensorSpec]:
+    return [spec for spec in file.specs.values() if spec.key in file.manifest.crc32c]
+
+
+def _in_groups(specs: Iterable[TensorSpec]) -> Iterator[list[TensorSpec]]:
+    """Yield them in lists of about _GROUP_BYTES, or one larger tensor: what is read between two steps of a progress."""
+    group: list[TensorSpec] = []
+    for spec in specs:
+        if group and spec.end - group[0].start > _GROUP_BYTES:
+            yield group
+            group = []
+        group.append(spec)
+    if group:
+        yield group
 
 
 def shard_names(prefix: str) -> list[str]:

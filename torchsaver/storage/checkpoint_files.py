@@ -7,7 +7,7 @@ import errno
 import logging
 import os
 import stat
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
 
@@ -16,7 +16,8 @@ import torch
 from torchsaver.errors import CorruptCheckpointError, UnsupportedCheckpointError
 from torchsaver.formats.manifest import Manifest
 from torchsaver.formats.regular_file import read_regular
-from torchsaver.formats.safetensors_file import SafetensorsFile, write_safetensors
+from torchsaver.formats.safetensors_file import SafetensorsFile
+from torchsaver.formats.safetensors_writer import FilePlan, plan_files
 from torchsaver.formats.shard_index import MAX_INDEX_BYTES, format_index, parse_index
 from torchsaver.storage import disk, locks, paths
 
@@ -71,9 +72,9 @@ class StagedCheckpoint:
 
     Args:
         prefix: Its directory exists.
+        plans: For one file, or for several, which get an index.
         tensors: By key; each is streamed from its memory.
         manifest: What is stored beside them.
-        max_shard_bytes: Above this size the tensors go into several files with an index; None: always one file.
 
     Raises:
         OSError: On entering: the files cannot be written; nothing is left.
@@ -82,13 +83,13 @@ class StagedCheckpoint:
     def __init__(
         self,
         prefix: str,
+        plans: Sequence[FilePlan],
         tensors: Mapping[str, torch.Tensor],
         manifest: Manifest,
-        max_shard_bytes: int | None = None,
     ) -> None:
         self._prefix = prefix
         self._single, self._index = paths.checkpoint_file(prefix), paths.index_file(prefix)
-        self._content = _plan_shards(tensors, max_shard_bytes), manifest
+        self._content = plans, tensors, manifest
         self._shards: list[str] = []
         self._stage = disk.Stage()
 
@@ -100,23 +101,23 @@ class StagedCheckpoint:
             raise
         return self
 
-    def _write(self, shards: list[dict[str, torch.Tensor]], manifest: Manifest) -> None:
-        if len(shards) == 1:
-            write_safetensors(self._stage.create(self._single), shards[0], manifest)
+    def _write(self, plans: Sequence[FilePlan], tensors: Mapping[str, torch.Tensor], manifest: Manifest) -> None:
+        if len(plans) == 1:
+            plans[0].write(self._stage.create(self._single), tensors, manifest)
         else:
-            self._shards = paths.shard_files(self._prefix, len(shards))
-            self._write_shards(shards, manifest)
+            self._shards = paths.shard_files(self._prefix, len(plans))
+            self._write_shards(plans, tensors, manifest)
         self._stage.sync()
 
-    def _write_shards(self, shards: list[dict[str, torch.Tensor]], manifest: Manifest) -> None:
+    def _write_shards(self, plans: Sequence[FilePlan], tensors: Mapping[str, torch.Tensor], manifest: Manifest) -> None:
         checksums, weight_map = {}, {}
-        for path, tensors in zip(self._shards, shards, strict=True):
-            name = os.path.basename(path)
-            checksums[name] = write_safetensors(self._stage.create(path), tensors, manifest.for_shard(tensors))
-            weight_map.update(dict.fromkeys(tensors, name))
-        total_bytes = sum(tensor.nbytes for tensors in shards for tensor in tensors.values())
+        for path, plan in zip(self._shards, plans, strict=True):
+            name, keys = os.path.basename(path), plan.layout.specs
+            checksums[name] = plan.write(self._stage.create(path), tensors, manifest.for_shard(keys))
+            weight_map.update(dict.fromkeys(keys, name))
+        total_bytes = sum(plan.layout.nbytes for plan in plans)
         index = format_index(weight_map, total_bytes, replace(manifest, complex128=frozenset(), shards=checksums))
-        self._stage.create(self._index).write(index)
+        self._stage.create(self._index).write(0, [index])
 
     def publish(self) -> None:
         """Make the checkpoint durable under its prefix, in place of any that is there.
@@ -163,7 +164,7 @@ def write_checkpoint(
     prefix: str, tensors: Mapping[str, torch.Tensor], manifest: Manifest, max_shard_bytes: int | None = None
 ) -> None:
     """Write a checkpoint and publish it at once; arguments and errors as StagedCheckpoint and its `publish`."""
-    with StagedCheckpoint(prefix, tensors, manifest, max_shard_bytes) as staged:
+    with StagedCheckpoint(prefix, plan_files(tensors, max_shard_bytes), tensors, manifest) as staged:
         staged.publish()
 
 
@@ -172,21 +173,6 @@ def _remove_superseded(path: str, remove: Callable[[str], None]) -> None:
         remove(path)
     except OSError as error:  # the new checkpoint is there and counts
         logger.warning("could not remove %s, which a new save has replaced: %s", path, error)
-
-
-def _plan_shards(tensors: Mapping[str, torch.Tensor], max_shard_bytes: int | None) -> list[dict[str, torch.Tensor]]:
-    """Return groups of at most `max_shard_bytes` in sorted key order; a larger tensor is a group of its own."""
-    shards: list[dict[str, torch.Tensor]] = [{}]
-    room = max_shard_bytes
-    for key in sorted(tensors):
-        nbytes = tensors[key].nbytes
-        if room is not None and max_shard_bytes is not None:
-            if nbytes > room and shards[-1]:
-                shards.append({})
-                room = max_shard_bytes
-            room -= nbytes
-        shards[-1][key] = tensors[key]
-    return shards
 
 
 def _files_of(prefix: str) -> list[str]:

@@ -8,33 +8,42 @@ Names come before calls: whatever interrupts a call, what it may have made is kn
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import logging
 import os
-from collections.abc import Collection, Iterator
+import sys
+from collections.abc import Collection, Iterator, Sequence
 from types import TracebackType
 
+from torchsaver.formats.memory import rest_of
 from torchsaver.storage import locks, paths
 
 logger = logging.getLogger("torchsaver")
 
-_BUFFER_BYTES = 1 << 20  # gathers small tensors into one call; larger pieces pass it by
+_LARGE_BYTES = 8 << 20  # a smaller file is on the device before planning its way there has paid
+_WRITEBACK_BYTES = 4 << 20
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)  # a file system without hard links
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+_KEEP_SIZE = 1  # FALLOC_FL_KEEP_SIZE
+_fallocate = None  # Linux only; posix_fallocate() writes zeros where the file system has no such thing
+if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None, use_errno=True), "fallocate"):
+    _fallocate = libc.fallocate
+    _fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
 
 
 class NewFile:
     """A file being written under a temporary name; it takes its own name when its Stage is published.
 
-    Owned by its Stage. Bytes go to the position reached so far, or to the start; small ones are gathered first.
+    Owned by its Stage.
     """
 
     def __init__(self, path: str) -> None:
         self.path = path
         self._temporary = ""
         self._descriptor: locks.Descriptor | None = None
-        self._position = 0
-        self._pending = bytearray()
+        self._begun = 0  # where the device has not been told to begin yet
         self._is_synced = False
 
     def open(self) -> None:
@@ -58,28 +67,38 @@ class NewFile:
         assert self._descriptor is not None, "open() comes first"
         return self._descriptor.fd
 
-    def skip(self, nbytes: int) -> None:
-        """Go on `nbytes` further; what is left out reads as zeros until it is written."""
-        self._flush()
-        self._position += nbytes
+    def reserve(self, nbytes: int) -> None:
+        """Have the system set aside room for a large file in one piece, where it can; its content does not change.
 
-    def write(self, data: bytes | memoryview) -> None:
-        """Write `data` at the position reached."""
-        if len(self._pending) + len(data) > _BUFFER_BYTES:
-            self._flush()
-        if len(data) > _BUFFER_BYTES:
-            self._write_at(self._position, data)
-            self._position += len(data)
-        else:
-            self._pending += data
+        Raises:
+            OSError: There is no such room.
+        """
+        if nbytes >= _LARGE_BYTES and _fallocate is not None:
+            with _naming(self.path):
+                if _fallocate(self._fd, _KEEP_SIZE, 0, nbytes) and (number := ctypes.get_errno()) in _NO_SPACE:
+                    raise OSError(number, os.strerror(number), self.path)
 
-    def write_start(self, data: bytes) -> None:
-        """Write `data` at the start of the file."""
-        self._write_at(0, data)
+    def write(self, position: int, pieces: Sequence[bytes | memoryview]) -> None:
+        """Write pieces of memory one after the other from `position` on; what nobody writes reads as zeros."""
+        self._is_synced = False
+        with _naming(self.path):
+            end = position + sum(map(len, pieces))
+            while position < end:
+                done = _write_at(self._fd, pieces, position)
+                position += done
+                if position < end:
+                    pieces = rest_of(pieces, done)
+            self._start_writeback(end)
+
+    def _start_writeback(self, end: int) -> None:
+        """Have the device begin, now and then, with what is written so far: the sync at the end finds little to do."""
+        if end - self._begun >= _WRITEBACK_BYTES and hasattr(os, "posix_fadvise"):
+            # Of pages that are not on the device yet, this "don't need" begins to write them, and drops none.
+            os.posix_fadvise(self._fd, self._begun, end - self._begun, os.POSIX_FADV_DONTNEED)
+            self._begun = end
 
     def sync(self) -> None:
         """Hand the bytes to the device and wait for it. After an error the file is lost: no second fsync would tell."""
-        self._flush()
         if not self._is_synced:
             with _naming(self.path):
                 os.fsync(self._fd)
@@ -136,19 +155,6 @@ class NewFile:
                     self._descriptor.close()
         except OSError as error:
             logger.warning("could not clear away %s, left by a save of %s: %s", self._temporary, self.path, error)
-
-    def _flush(self) -> None:
-        pending, self._pending = self._pending, bytearray()
-        if pending:
-            self._write_at(self._position, pending)
-            self._position += len(pending)
-
-    def _write_at(self, position: int, data: bytes | bytearray | memoryview) -> None:
-        self._is_synced = False
-        with _naming(self.path):
-            done = 0
-            while done < len(data):
-                done += os.pwrite(self._fd, memoryview(data)[done:], position + done)
 
 
 class Stage:
@@ -219,7 +225,7 @@ def write_atomic(path: str, data: bytes) -> None:
         OSError: Naming `path`; the old file is as it was or, if only its directory was not synced, replaced whole.
     """
     with Stage() as stage:
-        stage.create(path).write(data)
+        stage.create(path).write(0, [data])
         stage.publish()
 
 
@@ -288,6 +294,13 @@ def remove_if_abandoned(path: str, *, shared: bool = False) -> None:
             remove(path)
     finally:
         descriptor.close()
+
+
+def _write_at(fd: int, pieces: Sequence[bytes | memoryview], position: int) -> int:
+    if hasattr(os, "pwritev"):
+        return os.pwritev(fd, pieces, position)
+    os.lseek(fd, position, os.SEEK_SET)  # Windows, old macOS
+    return os.write(fd, pieces[0])
 
 
 @contextlib.contextmanager

@@ -130,6 +130,18 @@ def _is_file(path: str) -> bool:
         return False
 
 
+def find_version(save_path: str) -> tuple[str, tuple[int, ...]] | None:
+    """Return the file a prefix stands for, and what tells it from another that takes its name; None without one."""
+    path = find_checkpoint(save_path)
+    if path is None:
+        return None
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:  # gone since; opening it will tell
+        return path, ()
+    return path, (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size)
+
+
 def is_index(path: str) -> bool:
     """Return whether `path` is named as a shard index."""
     return path.endswith(".index.json")

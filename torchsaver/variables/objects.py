@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from torchsaver.formats.tensor_bytes import why_not_storable
+from torchsaver.formats.tensor_bytes import footprint, why_not_storable
 from torchsaver.variables import optimizers
 from torchsaver.variables.state_tree import flatten
 from torchsaver.variables.var_list import Problems, Slots, Stateful
@@ -24,8 +24,12 @@ class ObjectRefusedError(Exception):
         self.reason = reason
 
 
-def gather(slots: Slots) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Return every tensor to write, those inside objects included, and the objects' trees.
+def gather(slots: Slots, storable: Any = None) -> tuple[dict[str, torch.Tensor], dict[str, Any], Any]:
+    """Return every tensor to write, those inside objects included, the objects' trees, and the tensors' footprint.
+
+    Args:
+        slots: What to save.
+        storable: A footprint that was returned before; tensors that have it again need no second check.
 
     Raises:
         VarListError: Tensors that cannot be stored, values of objects that have no place in JSON, or keys that stand
@@ -33,11 +37,13 @@ def gather(slots: Slots) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """
     problems = Problems()
     tensors, trees = _flatten_objects(slots, problems)
-    for key, tensor in tensors.items():
-        if (reason := why_not_storable(tensor)) is not None:
-            problems.add(f"{key!r} {reason}")
+    places = footprint(tensors.values())
+    if places is None or places != storable:
+        for key, tensor in tensors.items():
+            if (reason := why_not_storable(tensor)) is not None:
+                problems.add(f"{key!r} {reason}")
     problems.raise_if_any()
-    return tensors, trees
+    return tensors, trees, places
 
 
 def require_storable_objects(slots: Slots) -> None:

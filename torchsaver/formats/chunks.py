@@ -1,0 +1,78 @@
+"""A file's data in chunks: what is written, read and checksummed at a time, whatever the tensors in it are like.
+
+A chunk has as many small tensors as go into one system call, or a part of a large one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from torchsaver.formats.checksum import joined_crc32c
+from torchsaver.formats.memory import memory_at
+from torchsaver.formats.regular_file import MOST_BUFFERS
+
+CHUNK_BYTES = 1 << 20  # stays in the processor's cache between reading or writing it and its checksum
+
+
+class Extent(NamedTuple):
+    """The bytes [start, end) of a file's data, and the address of the memory that has or takes them; 0: no memory."""
+
+    start: int
+    end: int
+    address: int = 0
+
+
+class Chunk(NamedTuple):
+    """Consecutive bytes of a file's data, in pieces.
+
+    Attributes:
+        start: Where they begin.
+        nbytes: How many they are, CHUNK_BYTES at most.
+        sizes: Bytes of each piece, none of them empty.
+        owners: The number of the extent each piece belongs to.
+        memory: Each piece's memory; it owns nothing, and has no meaning for an extent without memory.
+    """
+
+    start: int
+    nbytes: int
+    sizes: list[int]
+    owners: list[int]
+    memory: list[memoryview]
+
+
+def cut_into_chunks(extents: Iterable[Extent]) -> list[Chunk]:
+    """Return the chunks of extents, which are in the order of the file; empty ones have none."""
+    chunks: list[Chunk] = []
+    start = end = 0
+    sizes: list[int] = []
+    owners: list[int] = []
+    memory: list[memoryview] = []
+    for owner, extent in enumerate(extents):
+        position, address = extent.start, extent.address
+        while position < extent.end:
+            # All pieces of an extent but the first have the same size: their checksums are joined the faster.
+            size = (extent.end - position - 1) % CHUNK_BYTES + 1
+            if position != end or end - start + size > CHUNK_BYTES or len(sizes) == MOST_BUFFERS:
+                if sizes:
+                    chunks.append(Chunk(start, end - start, sizes, owners, memory))
+                start, sizes, owners, memory = position, [], [], []
+            sizes.append(size)
+            owners.append(owner)
+            memory.append(memory_at(address, size))
+            position += size
+            address += size
+            end = position
+    if sizes:
+        chunks.append(Chunk(start, end - start, sizes, owners, memory))
+    return chunks
+
+
+def joined_by_owner(chunks: Sequence[Chunk], checksums: Sequence[Sequence[int]], count: int) -> list[int]:
+    """Return the CRC-32C of each of `count` extents, from those of each chunk's pieces; 0 for an empty one."""
+    joined: list[int | None] = [None] * count
+    for chunk, found in zip(chunks, checksums, strict=True):
+        for owner, size, checksum in zip(chunk.owners, chunk.sizes, found, strict=True):
+            before = joined[owner]
+            joined[owner] = checksum if before is None else joined_crc32c(before, checksum, size)
+    return [checksum or 0 for checksum in joined]

@@ -86,4 +86,4 @@ def checksum_of(listing: Listing) -> int | None:
 
 def place_of(directory: str) -> int:
     """Return what a record knows a directory by: the CRC-32C of its real path."""
-    return crc32c(os.fsencode(os.path.realpath(directory or ".")))
+    return crc32c(os.fsencode(paths.real_directory(directory)))

@@ -44,7 +44,7 @@ class Plan:
 
     newest: Record
     directory: str
-    state_path: str
+    listing: Listing  # what the state file says before
     before: Window
     window: Window  # after the save
     listed: tuple[Record, ...]  # what the state file is to list of ours, oldest first
@@ -69,9 +69,7 @@ class Rotation:
         # By identity, the records of what this saver has written or judged: several after a save over it that failed,
         # and None after one that was not to be listed.
         self._known: dict[str, tuple[Commit | None, ...]] = {}
-        self._files: dict[
-            str, object
-        ] = {}  # by identity, what a saved checkpoint's file is told by as long as it is that
+        self._files: dict[str, object] = {}  # by identity, what tells the file this saver has written from any other
         self._listed: dict[str, frozenset[str]] = {}  # identities this saver found in a state file, or has put there
         # By state file, commits that failed and what they were to write there, which may be there all the same.
         self._unsure: dict[str, tuple[Plan, bytes]] = {}
@@ -117,7 +115,8 @@ class Rotation:
             OSError: The directory or its state file cannot be read, or another process does not let go of it.
         """
         directory, name = os.path.split(prefix)
-        self._records_of(directory).forget(name)
+        if not self._is_unchanged(paths.identity(prefix)):
+            self._records_of(directory).forget(name)
         with locks.DirectoryLock(directory) as alone:
             listing = read_listing(directory, latest_filename)
             commits = {} if self.max_to_keep else self._records_of(directory).refresh(listing.names[-1:])
@@ -146,7 +145,7 @@ class Rotation:
             kept=_names(listed, directory),
             expired=_names((decision.record for decision in decisions if not decision.keep), directory),
         )
-        return Plan(newest, directory, listing.path, self._window, window, listed, commit)
+        return Plan(newest, directory, listing, self._window, window, listed, commit)
 
     def commit(self, plan: Plan, publish: Callable[[], None]) -> None:
         """Let the checkpoint have its name (`publish`), then list it, then remove what has left the window.
@@ -156,7 +155,7 @@ class Rotation:
         """
         with locks.DirectoryLock(plan.directory) as alone:
             plan = self._renewed(plan)
-            listing = read_listing(plan.directory, os.path.basename(plan.state_path))
+            listing = read_listing(plan.directory, os.path.basename(plan.listing.path), known=plan.listing)
             left = self._leftovers(plan, listing) if alone else {}
             state = self._state(plan, _merged(self._others(plan, listing), plan.listed, listing))
             if plan.newest.identity in self._known:
@@ -164,8 +163,8 @@ class Rotation:
             publish()
             self._files[plan.newest.identity] = paths.find_version(plan.newest.identity)
             self._records_of(plan.directory).note(os.path.basename(plan.newest.prefix), plan.commit)
-            self._unsure[paths.identity(plan.state_path)] = plan, format_state(state).encode("utf-8")
-            write_state(plan.state_path, state)
+            self._unsure[paths.identity(plan.listing.path)] = plan, format_state(state).encode("utf-8")
+            write_state(plan.listing.path, state)
             self._take(plan, left)
             self._remove_old(plan.directory)
 
@@ -185,8 +184,8 @@ class Rotation:
         remembered = {record.identity for record in (*self._window.last, *self._window.doomed)}
         self._known = {identity: commits for identity, commits in known.items() if identity in remembered}
         self._files = {identity: file for identity, file in self._files.items() if identity in remembered}
-        self._listed[paths.identity(plan.state_path)] = frozenset(record.identity for record in plan.listed)
-        self._unsure.pop(paths.identity(plan.state_path), None)
+        self._listed[paths.identity(plan.listing.path)] = frozenset(record.identity for record in plan.listed)
+        self._unsure.pop(paths.identity(plan.listing.path), None)
 
     def _settle(self, listing: Listing) -> None:
         """Find out whether a commit that failed has reached the state file all the same."""
@@ -196,9 +195,9 @@ class Rotation:
 
     def _others(self, plan: Plan, listing: Listing) -> list[str]:
         """Return identities that other processes have listed since this saver last looked, and that are there."""
-        own = self._listed[paths.identity(plan.state_path)]
+        own = self._listed[paths.identity(plan.listing.path)]
         own = own | {record.identity for record in (*plan.listed, *plan.window.doomed)}
-        directory = os.path.realpath(plan.directory or ".")
+        directory = paths.real_directory(plan.directory)
         listed = [os.path.join(directory, name) for name in listing.names]
         return [path for path in listed if path not in own and paths.find_checkpoint(path) is not None]
 
@@ -256,8 +255,8 @@ class Rotation:
         return None
 
     def _why_replaced(self, record: Record) -> str | None:
-        if self._files.get(record.identity, ()) == paths.find_version(record.identity):
-            return None  # it is still the very file
+        if self._is_unchanged(record.identity):
+            return None
         try:
             is_known = read_manifest(record.identity).commit in self._known[record.identity]
         except (FileNotFoundError, CorruptCheckpointError, UnsupportedCheckpointError):  # gone, or ours and damaged
@@ -266,8 +265,12 @@ class Rotation:
             self._records_of(os.path.dirname(record.identity)).forget(os.path.basename(record.identity))
         return None if is_known else "another save has replaced it"
 
+    def _is_unchanged(self, identity: str) -> bool:
+        """Return whether a checkpoint's file is still the one this saver has written."""
+        return self._files.get(identity, ()) == paths.find_version(identity)
+
     def _records_of(self, directory: str) -> Records:
-        real = os.path.realpath(directory or ".")
+        real = paths.real_directory(directory)
         return self._records.setdefault(real, Records(real))
 
 
@@ -276,7 +279,7 @@ def _record(prefix: str, saved: float) -> Record:
 
 
 def _identities(listing: Listing) -> frozenset[str]:
-    directory = os.path.realpath(os.path.dirname(listing.path) or ".")
+    directory = paths.real_directory(os.path.dirname(listing.path))
     return frozenset(os.path.join(directory, name) for name in listing.names)
 
 
@@ -291,7 +294,7 @@ def _merged(others: list[str], listed: Iterable[Record], listing: Listing) -> li
     *older, newest = [record.identity for record in listed]
     if not others:
         return [*older, newest]
-    directory = os.path.realpath(os.path.dirname(listing.path) or ".")
+    directory = paths.real_directory(os.path.dirname(listing.path))
     wanted = {*others, *older}
     kept = [path for name in listing.names if (path := os.path.join(directory, name)) in wanted]
     stands = set(kept)

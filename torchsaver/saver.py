@@ -175,24 +175,25 @@ class Saver:
         _require_something(slots)
         tensors, trees, self._prepared_save = prepare_save(slots, self._max_shard_bytes, self._prepared_save)
         now = time.time()
-        make_ready(prefix, latest_filename)
-        plan = self._rotation.plan(prefix, now, latest_filename) if write_state else None
-        manifest = Manifest(
-            global_step=step,
-            time=now,
-            versions={"torch": torch.__version__, "torchsaver": __version__},
-            aliases=slots.aliases,
-            complex128=self._prepared_save.complex128,
-            objects=trees,
-            metadata=metadata,
-            commit=plan.commit if plan else None,
-        )
-        with StagedCheckpoint(prefix, self._prepared_save.plans, tensors, manifest) as staged:
-            if plan:
-                self._rotation.commit(plan, staged.publish)
-            else:
-                self._rotation.expect_unlisted(prefix)
-                staged.publish()
+        with paths.links_followed_once():
+            make_ready(prefix, latest_filename)
+            plan = self._rotation.plan(prefix, now, latest_filename) if write_state else None
+            manifest = Manifest(
+                global_step=step,
+                time=now,
+                versions={"torch": torch.__version__, "torchsaver": __version__},
+                aliases=slots.aliases,
+                complex128=self._prepared_save.complex128,
+                objects=trees,
+                metadata=metadata,
+                commit=plan.commit if plan else None,
+            )
+            with StagedCheckpoint(prefix, self._prepared_save.plans, tensors, manifest) as staged:
+                if plan:
+                    self._rotation.commit(plan, staged.publish)
+                else:
+                    self._rotation.expect_unlisted(prefix)
+                    staged.publish()
         return prefix
 
     # ---- restore

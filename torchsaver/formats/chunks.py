@@ -68,7 +68,7 @@ def cut_into_chunks(extents: Iterable[Extent]) -> list[Chunk]:
     return chunks
 
 
-def joined_by_owner(chunks: Sequence[Chunk], checksums: Sequence[Sequence[int]], count: int) -> list[int]:
+def joined_by_owner(chunks: Sequence[Chunk], checksums: Iterable[Sequence[int]], count: int) -> list[int]:
     """Return the CRC-32C of each of `count` extents, from those of each chunk's pieces; 0 for an empty one."""
     joined: list[int | None] = [None] * count
     for chunk, found in zip(chunks, checksums, strict=True):

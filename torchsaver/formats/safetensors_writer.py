@@ -5,8 +5,7 @@ The header goes into its place last, when the checksums are known: a file that w
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -54,6 +53,10 @@ class FilePlan:
         self._chunks = cut_into_chunks(
             Extent(spec.start, spec.end, tensors[spec.key].data_ptr()) for spec in specs if spec.key not in streamed
         )
+        # A dict has their order, and finds one at once.
+        self._large = dict.fromkeys(n for n, chunk in enumerate(self._chunks) if len(chunk.sizes) <= _FEW_PIECES)
+        # Then taking the checksums first is quicker than a header without them, to know its length.
+        self._is_quick = not self._streamed and len(self._large) < _MANY_CHUNKS
 
     def write(self, out: Sink, tensors: Mapping[str, torch.Tensor], manifest: Manifest) -> int:
         """Write the file and return its header checksum.
@@ -66,13 +69,20 @@ class FilePlan:
         Raises:
             ValueError: The header would be over a limit of its reader; nothing has been written.
         """
-        blank, _ = self._head(replace(manifest, crc32c=dict.fromkeys(self.layout.specs, 0)))
-        out.reserve(len(blank) + self.layout.nbytes)
-        checksums = dict(self._write_dense(out, len(blank)))
-        for spec in self._streamed:
-            checksums[spec.key] = _stream(out, len(blank) + spec.start, tensors[spec.key])
-        head, header_crc32c = self._head(replace(manifest, crc32c=checksums))
-        assert len(head) == len(blank), "checksums have a fixed width"
+        if self._is_quick:
+            checksums = self._by_key(map(_checksums, self._chunks))
+            head, header_crc32c = self._head(replace(manifest, crc32c=checksums))
+            out.reserve(len(head) + self.layout.nbytes)
+            for chunk in self._chunks:
+                out.write(len(head) + chunk.start, chunk.memory)
+        else:
+            blank, _ = self._head(replace(manifest, crc32c=dict.fromkeys(self.layout.specs, 0)))
+            out.reserve(len(blank) + self.layout.nbytes)
+            checksums = self._by_key(self._write_dense(out, len(blank)))
+            for spec in self._streamed:
+                checksums[spec.key] = _stream(out, len(blank) + spec.start, tensors[spec.key])
+            head, header_crc32c = self._head(replace(manifest, crc32c=checksums))
+            assert len(head) == len(blank), "checksums have a fixed width"
         out.write(0, [head])
         return header_crc32c
 
@@ -84,23 +94,25 @@ class FilePlan:
             raise ValueError(f"the header could not be read back: {reason}; save fewer keys or less metadata")
         return head, header_crc32c
 
-    def _write_dense(self, out: Sink, base: int) -> Iterator[tuple[str, int]]:
-        """Write what is written from the tensors' own memory; yield each key and its CRC-32C."""
+    def _write_dense(self, out: Sink, base: int) -> list[list[int]]:
+        """Write what is written from the tensors' own memory, and return the CRC-32C of each chunk's pieces."""
         found: list[list[int]] = [[]] * len(self._chunks)
-        large = [number for number, chunk in enumerate(self._chunks) if len(chunk.sizes) <= _FEW_PIECES]
-        elsewhere = set(large if len(large) >= _MANY_CHUNKS else ())
 
-        def checksum_elsewhere() -> Iterator[None]:
-            for number in sorted(elsewhere):
+        def checksum_large() -> Iterator[None]:
+            for number in self._large:
                 found[number] = _checksums(self._chunks[number])
                 yield
 
-        with alongside(checksum_elsewhere()) if elsewhere else contextlib.nullcontext():
+        with alongside(checksum_large()):
             for number, chunk in enumerate(self._chunks):
                 out.write(base + chunk.start, chunk.memory)
-                if number not in elsewhere:
+                if number not in self._large:
                     found[number] = _checksums(chunk)
-        yield from zip(self._dense, joined_by_owner(self._chunks, found, len(self._dense)), strict=True)
+        return found
+
+    def _by_key(self, found: Iterable[list[int]]) -> dict[str, int]:
+        joined = joined_by_owner(self._chunks, found, len(self._dense))
+        return dict(zip(self._dense, joined, strict=True))
 
 
 def _checksums(chunk: Chunk) -> list[int]:

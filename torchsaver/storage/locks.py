@@ -20,6 +20,8 @@ import weakref
 from collections.abc import Iterator
 from types import FrameType, TracebackType
 
+from torchsaver.storage import paths
+
 try:
     import fcntl
 except ImportError:  # Windows
@@ -109,7 +111,7 @@ class DirectoryLock:
         return frame is not None
 
     def __enter__(self) -> bool:
-        place = os.path.realpath(self._directory), threading.get_ident()
+        place = paths.real_directory(self._directory), threading.get_ident()
         if (other := _held.get(place)) is not None:
             if other.is_in_use():
                 raise RuntimeError("save() inside of save(): in a signal handler, set a flag, and save in the loop")
@@ -156,16 +158,16 @@ def _acquired(fd: int, directory: str) -> bool | None:
 
 
 @contextlib.contextmanager
-def unused(paths: list[str]) -> Iterator[bool]:
+def unused(files: list[str]) -> Iterator[bool]:
     """Hold the locks of a checkpoint's files while they are removed; yields False when another process has pinned one.
 
     A pin of this very process gives way: who saves here has done with what it read before.
     """
-    for path in paths:  # all of them first: a thread that pins may be waiting for what is locked below
+    for path in files:  # all of them first: a thread that pins may be waiting for what is locked below
         _unpin_file(path)
     with contextlib.ExitStack() as stack:
         free = True
-        for path in paths:
+        for path in files:
             try:
                 fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
             except OSError as error:
@@ -195,14 +197,14 @@ def pin(directory: str, files: dict[str, int]) -> bool:
                 for descriptor in held.values():
                     descriptor.close()
                 return False
-        _pins[os.path.realpath(directory)] = held
+        _pins[paths.real_directory(directory)] = held
         return True
 
 
 def unpin(directory: str) -> None:
     """Let go what `pin` holds in a directory."""
     with _pinning:
-        for descriptor in _pins.pop(os.path.realpath(directory), {}).values():
+        for descriptor in _pins.pop(paths.real_directory(directory), {}).values():
             descriptor.close()
 
 

@@ -12,17 +12,20 @@ Names are literal: nothing here is ever a pattern.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import secrets
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextvars import ContextVar
 from typing import Any
 
 FILE_ENDING = ".safetensors"
 INDEX_ENDING = ".safetensors.index.json"
 STATE_FILE = "checkpoint"
 _MOST_DIRECTORIES = 1000
+_real_paths: ContextVar[dict[str, str] | None] = ContextVar("_real_paths", default=None)
 _SHARD = re.compile(r"(-[0-9]{5,}-of-[0-9]{5,}|-s[0-9a-f]{16})\Z")
 _SHARD_END = re.compile(r"(-s[0-9a-f]{16})?-[0-9]{5,}-of-[0-9]{5,}\Z")
 _TEMPORARY = re.compile(r"\.torchsaver-[0-9a-f]{16}\.tmp")
@@ -79,7 +82,8 @@ def why_not_a_prefix(name: str) -> str | None:
 
 def is_shard_of(prefix: str, name: str) -> bool:
     """Return whether `name` is a file name that `shard_files` gives for this prefix."""
-    return prefix_name(name) == (os.path.basename(prefix), True)
+    base = os.path.basename(prefix)
+    return name.startswith(base) and prefix_name(name) == (base, True)
 
 
 def prefix_name(name: str) -> tuple[str, bool] | None:
@@ -99,7 +103,7 @@ def own_name(directory: str, prefix: str) -> str | None:
 
 def own_names(directory: str, prefixes: Iterable[str]) -> dict[str, str | None]:
     """Return for each prefix its base name if it stands in `directory` itself, else None: a text may say anything."""
-    real = os.path.realpath(directory or ".")
+    real = real_directory(directory)
     parents = {directory: real, real: real}  # looking one up takes the system's time, and a text may name very many
     names: dict[str, str | None] = {}
     for prefix in prefixes:
@@ -172,4 +176,24 @@ def is_temporary(name: str) -> bool:
 def identity(prefix: str) -> str:
     """Return what makes two spellings of a prefix one checkpoint: the real directory and the literal name."""
     directory, name = os.path.split(prefix)
-    return os.path.join(os.path.realpath(directory or "."), name)
+    return os.path.join(real_directory(directory), name)
+
+
+def real_directory(directory: str) -> str:
+    """Return the real path of a directory; "" is the working one."""
+    known = _real_paths.get()
+    if known is None:
+        return os.path.realpath(directory or ".")
+    if directory not in known:
+        known[directory] = os.path.realpath(directory or ".")
+    return known[directory]
+
+
+@contextlib.contextmanager
+def links_followed_once() -> Iterator[None]:
+    """Let `real_directory` follow links only the first time it is asked, in this thread and with block: a save's."""
+    token = _real_paths.set({})
+    try:
+        yield
+    finally:
+        _real_paths.reset(token)

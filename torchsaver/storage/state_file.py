@@ -253,6 +253,6 @@ def relative_state(save_dir: str, kept: Sequence[str]) -> CheckpointState:
         save_dir: The directory of the state file.
         kept: Real, absolute paths (`paths.identity`), so that a ".." is the one the system will follow; newest last.
     """
-    start = os.path.realpath(save_dir or ".")
+    start = paths.real_directory(save_dir)
     relative = [os.path.relpath(path, start) for path in kept]
     return CheckpointState(relative[-1], relative)

@@ -4,13 +4,15 @@
 # make fuzz    fuzz every reader of files with atheris: 10 minutes, or SECONDS=7200
 # make faults  faults at system calls of real processes, a sample in three minutes; needs strace (tests/faults/README.md)
 # make faults-full [SEED=1]   all of them, in three quarters of an hour
+# make bench   beside other libraries and the machine's limits, small models in two minutes (tests/benchmarks/README.md)
+# make bench-full   the models that the results in the README are of, in 25 minutes; root makes files cold for certain
 
 PYTHON ?= python3
 BIN := .venv/bin
 SECONDS ?= 600
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check faults faults-full fuzz format clean
+.PHONY: demo test check faults faults-full fuzz bench bench-full format clean
 
 demo: .venv/installed
 	$(BIN)/python examples/tf_guide.py
@@ -49,6 +51,12 @@ faults-full: .venv/installed
 fuzz: .venv/fuzz
 	cd tests && ../$(BIN)/python -m faults.fuzz --seconds $(SECONDS) --output ../build/fuzz
 
+bench: .venv/bench
+	PYTHONPATH=tests $(BIN)/python -m benchmarks --mode quick
+
+bench-full: .venv/bench
+	PYTHONPATH=tests $(BIN)/python -m benchmarks --mode full
+
 format: .venv/installed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -61,6 +69,10 @@ clean:
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet torch==2.13.0
 	$(BIN)/pip install --quiet --editable '.[dev,examples]'
+	touch $@
+
+.venv/bench: .venv/installed
+	$(BIN)/pip install --quiet --editable '.[bench]'
 	touch $@
 
 .venv/fuzz: .venv/installed

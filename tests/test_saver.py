@@ -124,7 +124,7 @@ def test_meta_module_is_restored_once_it_has_memory(tmp_path: Path) -> None:
 
 
 def test_tensor_larger_than_the_window_comes_back_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torchsaver.formats.tensor_bytes.WINDOW_BYTES", 40)
+    monkeypatch.setattr("torchsaver.formats.staging.WINDOW_BYTES", 40)
     monkeypatch.setattr("torchsaver.formats.chunks.CHUNK_BYTES", 24)
     monkeypatch.setattr("torchsaver.formats.safetensors_writer.CHUNK_BYTES", 24)
     value = torch.arange(7 * 5 * 3.0).reshape(7, 5, 3)
@@ -711,7 +711,7 @@ def test_full_disk_is_an_error_with_the_remedy_and_loses_nothing(tmp_path: Path)
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("turned", [False, True])
 def test_values_on_a_gpu_come_back_on_the_gpu(turned: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torchsaver.formats.tensor_bytes.WINDOW_BYTES", 1 << 10)
+    monkeypatch.setattr("torchsaver.formats.staging.WINDOW_BYTES", 1 << 10)
     value = torch.randn(64, 33, device="cuda")
     value = value.t() if turned else value
     target = torch.zeros_like(value)

@@ -1,35 +1,40 @@
 """TensorFlow's tf.train.Saver for PyTorch: crash-safe safetensors checkpoints, and a state file to find them."""
 
-from torchsaver.errors import (
-    CheckpointKeyError,
-    CheckpointNotFoundError,
-    CorruptCheckpointError,
-    MismatchError,
-    NoValidCheckpointError,
-    SkippedCheckpoint,
-    TorchSaverError,
-    UnsupportedCheckpointError,
-    VarListError,
-    VarListTypeError,
-)
-from torchsaver.inspection.directory import list_checkpoints, verify_directory
-from torchsaver.inspection.listing import print_tensors_in_checkpoint_file
-from torchsaver.inspection.reports import CheckpointStatus, Damage, DirectoryReport, Progress, VerifyReport
-from torchsaver.inspection.verification import verify_checkpoint
-from torchsaver.reader import CheckpointReader, list_variables, load_checkpoint, load_variable
-from torchsaver.recovery import newest_valid_checkpoint
-from torchsaver.saver import Saver
-from torchsaver.storage.checkpoint_files import checkpoint_exists, get_checkpoint_mtimes, remove_checkpoint
-from torchsaver.storage.state_file import (
-    CheckpointState,
-    generate_checkpoint_state_proto,
-    get_checkpoint_state,
-    latest_checkpoint,
-    update_checkpoint_state,
-)
-from torchsaver.variables.collection import Collection, Variable, track
-from torchsaver.variables.restore_plan import RestoreReport
+import importlib
+import typing
+
 from torchsaver.version import __version__
+
+if typing.TYPE_CHECKING:
+    from torchsaver.errors import (
+        CheckpointKeyError,
+        CheckpointNotFoundError,
+        CorruptCheckpointError,
+        MismatchError,
+        NoValidCheckpointError,
+        SkippedCheckpoint,
+        TorchSaverError,
+        UnsupportedCheckpointError,
+        VarListError,
+        VarListTypeError,
+    )
+    from torchsaver.inspection.directory import list_checkpoints, verify_directory
+    from torchsaver.inspection.listing import print_tensors_in_checkpoint_file
+    from torchsaver.inspection.reports import CheckpointStatus, Damage, DirectoryReport, Progress, VerifyReport
+    from torchsaver.inspection.verification import verify_checkpoint
+    from torchsaver.reader import CheckpointReader, list_variables, load_checkpoint, load_variable
+    from torchsaver.recovery import newest_valid_checkpoint
+    from torchsaver.saver import Saver
+    from torchsaver.storage.checkpoint_files import checkpoint_exists, get_checkpoint_mtimes, remove_checkpoint
+    from torchsaver.storage.state_file import (
+        CheckpointState,
+        generate_checkpoint_state_proto,
+        get_checkpoint_state,
+        latest_checkpoint,
+        update_checkpoint_state,
+    )
+    from torchsaver.variables.collection import Collection, Variable, track
+    from torchsaver.variables.restore_plan import RestoreReport
 
 __all__ = [
     "CheckpointKeyError",
@@ -71,3 +76,59 @@ __all__ = [
     "verify_checkpoint",
     "verify_directory",
 ]
+
+# Where each name is. Its module is imported when the name is first asked for (PEP 562), and torch with it if need be.
+_MODULES = {
+    "CheckpointKeyError": "errors",
+    "CheckpointNotFoundError": "errors",
+    "CheckpointReader": "reader",
+    "CheckpointState": "storage.state_file",
+    "CheckpointStatus": "inspection.reports",
+    "Collection": "variables.collection",
+    "CorruptCheckpointError": "errors",
+    "Damage": "inspection.reports",
+    "DirectoryReport": "inspection.reports",
+    "MismatchError": "errors",
+    "NoValidCheckpointError": "errors",
+    "Progress": "inspection.reports",
+    "RestoreReport": "variables.restore_plan",
+    "Saver": "saver",
+    "SkippedCheckpoint": "errors",
+    "TorchSaverError": "errors",
+    "UnsupportedCheckpointError": "errors",
+    "VarListError": "errors",
+    "VarListTypeError": "errors",
+    "Variable": "variables.collection",
+    "VerifyReport": "inspection.reports",
+    "checkpoint_exists": "storage.checkpoint_files",
+    "generate_checkpoint_state_proto": "storage.state_file",
+    "get_checkpoint_mtimes": "storage.checkpoint_files",
+    "get_checkpoint_state": "storage.state_file",
+    "latest_checkpoint": "storage.state_file",
+    "list_checkpoints": "inspection.directory",
+    "list_variables": "reader",
+    "load_checkpoint": "reader",
+    "load_variable": "reader",
+    "newest_valid_checkpoint": "recovery",
+    "print_tensors_in_checkpoint_file": "inspection.listing",
+    "remove_checkpoint": "storage.checkpoint_files",
+    "track": "variables.collection",
+    "update_checkpoint_state": "storage.state_file",
+    "verify_checkpoint": "inspection.verification",
+    "verify_directory": "inspection.directory",
+}
+
+
+if not typing.TYPE_CHECKING:  # or a type checker would believe that any name is here
+
+    def __getattr__(name: str) -> object:
+        """Return a public name from its module, and keep it, so that it is asked for once."""
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        module = importlib.import_module(f"{__name__}.{_MODULES[name]}")
+        value = globals()[name] = getattr(module, name)
+        return value
+
+
+def __dir__() -> list[str]:
+    return __all__.copy()

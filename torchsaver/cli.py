@@ -1,27 +1,30 @@
 """The command line: arguments in, text out; what it shows comes from inspection/.
 
+It starts without torch, which takes seconds to import.
+
 Exit codes: 0 fine, 1 damage, or failed, with one line on stderr, 2 wrong usage.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from torchsaver.errors import TorchSaverError
 from torchsaver.inspection import report_text
+from torchsaver.inspection.description import CheckpointDescription, describe_checkpoint
 from torchsaver.inspection.directory import verify_directory
-from torchsaver.inspection.listing import CheckpointDescription, describe_checkpoint, format_value, json_value
 from torchsaver.inspection.progress import ProgressBar
 from torchsaver.inspection.terminal_text import json_text, table_lines, time_text, visible
 from torchsaver.inspection.verification import verify_checkpoint
-from torchsaver.reader import CheckpointReader, load_checkpoint
+from torchsaver.open_checkpoint import OpenCheckpoint, open_checkpoint
 from torchsaver.version import __version__
 
 
@@ -118,23 +121,39 @@ def _inspect(arguments: argparse.Namespace) -> Answer:
 
 
 def _inspect_lines(arguments: argparse.Namespace) -> Iterator[str]:
-    with load_checkpoint(arguments.path) as reader:
-        description = describe_checkpoint(reader, arguments.key)
+    with _opened(arguments) as (checkpoint, value_of):
+        description = describe_checkpoint(checkpoint, arguments.key)
         if arguments.json:
-            yield json_text(_as_json(description, reader, arguments.values))
+            yield json_text(_as_json(description, value_of))
             return
         yield from _fact_lines(description)
-        yield from _tensor_lines(description, reader, arguments.values)
+        yield from _tensor_lines(description, value_of)
         if arguments.key is None:
             count, elements = len(description.tensors), description.elements
             yield f"{count} tensors, {elements:,} elements, {description.nbytes:,} bytes"
 
 
-def _as_json(description: CheckpointDescription, reader: CheckpointReader, values: bool) -> dict[str, Any]:
+@contextlib.contextmanager
+def _opened(arguments: argparse.Namespace) -> Iterator[tuple[OpenCheckpoint, Callable[[str], Any] | None]]:
+    """Yield the checkpoint, and what gives a key's value as it is to be shown; None where no values are."""
+    if not arguments.values:
+        with open_checkpoint(arguments.path) as checkpoint:
+            yield checkpoint, None
+        return
+    # Here and not above: values are tensors, and no other command is to wait for torch.
+    from torchsaver.inspection.listing import format_value, json_value  # noqa: PLC0415
+    from torchsaver.reader import load_checkpoint  # noqa: PLC0415
+
+    shown = json_value if arguments.json else format_value
+    with load_checkpoint(arguments.path) as reader:
+        yield reader, lambda key: shown(reader.get_tensor(key))
+
+
+def _as_json(description: CheckpointDescription, value_of: Callable[[str], Any] | None) -> dict[str, Any]:
     tensors = []
     for tensor in description.tensors:
         row = {"key": tensor.key, "dtype": tensor.dtype, "shape": tensor.shape, "bytes": tensor.nbytes}
-        tensors.append({**row, "value": json_value(reader.get_tensor(tensor.key))} if values else row)
+        tensors.append(row if value_of is None else {**row, "value": value_of(tensor.key)})
     return {
         "save_path": description.save_path,
         "files": description.files,
@@ -163,12 +182,12 @@ def _fact_lines(description: CheckpointDescription) -> Iterator[str]:
         yield f"  files: {len(description.files)}"
 
 
-def _tensor_lines(description: CheckpointDescription, reader: CheckpointReader, values: bool) -> Iterator[str]:
+def _tensor_lines(description: CheckpointDescription, value_of: Callable[[str], Any] | None) -> Iterator[str]:
     rows = [(visible(t.key), t.dtype, str(list(t.shape)), f"{t.nbytes:,}") for t in description.tensors]
     table = table_lines([("key", "dtype", "shape", "bytes"), *rows], [False, False, False, True])
     for number, line in enumerate(table):
         yield line
-        if values and number:
-            yield format_value(reader.get_tensor(description.tensors[number - 1].key))
+        if value_of is not None and number:
+            yield value_of(description.tensors[number - 1].key)
     for alias, kept in sorted(description.aliases.items()):
         yield f"{visible(alias)} is another name of {visible(kept)}"

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from torchsaver.errors import CorruptCheckpointError, UnsupportedCheckpointError
+from torchsaver.errors import UnsupportedCheckpointError
+from torchsaver.formats.dtypes import torch_form
 from torchsaver.formats.safetensors_file import SafetensorsFile
 from torchsaver.formats.safetensors_header import TensorSpec
 from torchsaver.formats.tensor_bytes import TORCH_DTYPES, byte_view, row_major_targets
@@ -111,21 +112,15 @@ def stored_tensor(file: SafetensorsFile, spec: TensorSpec) -> StoredTensor:
 
     Raises:
         CorruptCheckpointError: It is noted as complex128, and is no pairs of F64.
-        UnsupportedCheckpointError: This torch has no such dtype.
+        UnsupportedCheckpointError: This torch has no such dtype, or no such shape of it.
     """
-    dtype, shape = TORCH_DTYPES.get(spec.dtype), spec.shape
+    dtype = TORCH_DTYPES.get(spec.dtype)
     if dtype is None:
         raise UnsupportedCheckpointError(
             file.path, f"{spec.key!r} is {spec.dtype}, which torch {torch.__version__} lacks"
         )
-    if file.manifest.complex128 and spec.key in file.manifest.complex128:
-        if dtype is not torch.float64 or shape[-1:] != (2,):
-            raise CorruptCheckpointError(
-                file.path, 0, f"{spec.key!r} is noted as complex128, and is {spec.dtype} {shape}"
-            )
-        dtype, shape = torch.complex128, shape[:-1]
-    elif spec.dtype == "F4":
-        if not shape or shape[-1] % 2:
-            raise UnsupportedCheckpointError(file.path, f"{spec.key!r} is F4 {list(shape)}; torch keeps them in pairs")
-        shape = (*shape[:-1], shape[-1] // 2)
-    return StoredTensor(file, spec, dtype, shape)
+    is_complex128 = spec.key in file.manifest.complex128
+    if not is_complex128 and spec.dtype in _AS_STORED:
+        return StoredTensor(file, spec, dtype, spec.shape)
+    _, shape = torch_form(spec, is_complex128=is_complex128, path=file.path)
+    return StoredTensor(file, spec, torch.complex128 if is_complex128 else dtype, shape)

@@ -17,9 +17,9 @@ import pytest
 from faults.operations import Recording
 
 from torchsaver.formats import regular_file
-from torchsaver.storage import catalog, checkpoint_files, disk, locks
+from torchsaver.storage import catalog, checkpoint_files, disk, locks, writeback
 
-MODULES = (disk, locks, catalog, checkpoint_files, regular_file)
+MODULES = (disk, writeback, locks, catalog, checkpoint_files, regular_file)
 NEED_SPACE = ("create", "pwritev", "fsync", "link", "replace", "mkdir")
 CHANGES = (*NEED_SPACE, "unlink", "rmdir")
 CALLS = (*CHANGES, "open", "close", "fstat", "listdir", "flock", "unflock")  # "create" is an open that makes the file

@@ -13,7 +13,7 @@ import torch
 from formats.builders import ALL_DTYPES, EXPANDED, VIEWS, Sink, base_bytes, base_tensor, file_bytes, raw, read_all, same
 
 from torchsaver.errors import CorruptCheckpointError, UnsupportedCheckpointError
-from torchsaver.formats import chunks, safetensors_writer, tensor_bytes
+from torchsaver.formats import chunks, safetensors_writer, staging
 from torchsaver.formats.manifest import Manifest
 from torchsaver.formats.safetensors_file import SafetensorsFile
 from torchsaver.formats.safetensors_writer import FilePlan
@@ -72,7 +72,7 @@ def test_file_plan_window_smaller_than_tensors_gives_the_same_file(
     complex128 = frozenset(key for key, tensor in tensors.items() if tensor.dtype == torch.complex128)
     whole = file_bytes(tensors)
     for module, name in [
-        (tensor_bytes, "WINDOW_BYTES"),
+        (staging, "WINDOW_BYTES"),
         (chunks, "CHUNK_BYTES"),
         (safetensors_writer, "CHUNK_BYTES"),
     ]:

@@ -10,7 +10,7 @@ import torch
 from formats.builders import ALL_DTYPES, EXPANDED, VIEWS, base_bytes, base_tensor, elements, raw
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from torchsaver.formats import tensor_bytes
+from torchsaver.formats import staging, tensor_bytes
 from torchsaver.formats.tensor_bytes import (
     byte_view,
     dtype_text,
@@ -58,7 +58,7 @@ def test_row_major_bytes_any_view_and_window_gives_its_elements_in_order(
     data = base_bytes(ALL_DTYPES[name])
     tensor = show(base_tensor(data, ALL_DTYPES[name]))
     for window in WINDOWS:
-        monkeypatch.setattr(tensor_bytes, "WINDOW_BYTES", window)
+        monkeypatch.setattr(staging, "WINDOW_BYTES", window)
         pieces = [bytes(piece) for piece in row_major_bytes(tensor)]
         assert b"".join(pieces) == items(data, elements(show))
         assert is_dense(tensor) or all(len(piece) <= max(window, tensor.element_size()) for piece in pieces)
@@ -75,7 +75,7 @@ def test_row_major_targets_any_view_and_window_fills_its_elements_and_no_others(
     for place, index in enumerate(indices):
         wanted[index * size : (index + 1) * size] = new[place * size : (place + 1) * size]
     for window in WINDOWS:
-        monkeypatch.setattr(tensor_bytes, "WINDOW_BYTES", window)
+        monkeypatch.setattr(staging, "WINDOW_BYTES", window)
         base = base_tensor(old, ALL_DTYPES[name])
         fill(VIEWS[view](base), new[: len(indices) * size])
         assert bytes(byte_view(base)) == wanted
@@ -87,7 +87,7 @@ def test_row_major_targets_any_view_and_window_fills_its_elements_and_no_others(
 def test_row_major_lazy_conj_or_neg_view_is_read_and_filled_by_its_values(
     dtype: torch.dtype, view: str, window: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tensor_bytes, "WINDOW_BYTES", window)
+    monkeypatch.setattr(staging, "WINDOW_BYTES", window)
     source = LAZY_BITS[view](torch.randn(3, 4, dtype=dtype, generator=torch.Generator().manual_seed(1)))
     target = LAZY_BITS[view](torch.zeros(3, 4, dtype=dtype))
     assert not is_dense(source)

@@ -7,7 +7,7 @@ import torch
 
 import torchsaver as ts
 from torchsaver.formats.tensor_bytes import TORCH_DTYPES
-from torchsaver.inspection.listing import describe_checkpoint, format_value
+from torchsaver.inspection.listing import format_value
 
 
 @pytest.mark.parametrize("dtype", [*TORCH_DTYPES.values(), torch.complex128], ids=str)
@@ -30,13 +30,3 @@ def test_error_is_raised_and_nothing_is_printed(tmp_path: Path, capsys: pytest.C
     with pytest.raises(ts.CheckpointNotFoundError, match="nowhere"):
         ts.print_tensors_in_checkpoint_file(tmp_path / "nowhere", all_tensors=True)
     assert capsys.readouterr().out == ""
-
-
-def test_description_holds_aliases_and_objects(tmp_path: Path) -> None:
-    model = torch.nn.ModuleDict({"a": torch.nn.Linear(2, 2), "b": torch.nn.Linear(2, 2)})
-    model["b"].weight = model["a"].weight
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with ts.load_checkpoint(ts.Saver({"m": model, "o": optimizer}).save(tmp_path / "m", 3)) as reader:
-        described = describe_checkpoint(reader)
-    assert described.aliases == {"m.b.weight": "m.a.weight"}
-    assert (described.objects, described.global_step, described.elements, described.nbytes) == (("o",), 3, 8, 32)

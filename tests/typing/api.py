@@ -63,3 +63,5 @@ except ts.NoValidCheckpointError as error:
     assert_type(error.skipped[0].reason, str)
 except (ts.CheckpointNotFoundError, ts.CorruptCheckpointError, ts.UnsupportedCheckpointError) as error:
     assert_type(str(error), str)
+
+ts.no_such_name  # type: ignore[attr-defined]  # noqa: B018  a name that is not there is found out

@@ -32,23 +32,8 @@ def share(count: int, threads: int, work: Callable[[Iterable[int]], None]) -> No
             errors.append(error)
 
     others = [threading.Thread(target=run) for _ in range(min(threads, count) - 1)]
-    for thread in others:
-        thread.start()
-    run()
-    _join(others, errors)
-    if errors:
-        raise errors[0]
-
-
-def _join(threads: Sequence[threading.Thread], errors: list[BaseException]) -> None:
-    """Wait for the threads; an interrupt meanwhile is an error, which ends their work, and is raised after it."""
-    try:
-        for thread in threads:
-            thread.join()
-    except BaseException as error:
-        errors.append(error)
-        for thread in threads:
-            thread.join()
+    with _joined(others, errors):
+        run()
 
 
 @contextlib.contextmanager
@@ -59,24 +44,37 @@ def alongside(steps: Iterator[None]) -> Iterator[None]:
         BaseException: What came up in the block, which then ends the steps after the one at hand, or else in them.
     """
     errors: list[BaseException] = []
-    has_failed = threading.Event()
 
     def run() -> None:
         try:
             for _ in steps:
-                if has_failed.is_set():
+                if errors:
                     return
         except BaseException as error:
             errors.append(error)
 
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
+    with _joined([threading.Thread(target=run)], errors):
         yield
-    except BaseException:
-        has_failed.set()
+
+
+@contextlib.contextmanager
+def _joined(threads: Sequence[threading.Thread], errors: list[BaseException]) -> Iterator[None]:
+    """Have threads at work during the with block, and no longer; any error is noted, for them to see, and raised.
+
+    So is an interrupt while they are waited for: it ends their work as any other error does.
+    """
+    started = []
+    try:
+        for thread in threads:
+            thread.start()
+            started.append(thread)
+        yield
+        for thread in started:
+            thread.join()
+    except BaseException as error:
+        errors.append(error)
+        for thread in started:
+            thread.join()
         raise
-    finally:
-        _join([thread], errors)
     if errors:
         raise errors[0]

@@ -1,8 +1,7 @@
 """A tensor's memory as bytes: dtype names, which tensors can be stored, and their values in row-major order.
 
 A dense CPU tensor *is* its bytes: it is written and read with no copy. Any other one (transposed, expanded, conjugated,
-on another device) goes through slabs: sub-tensors that follow each other in row-major order, each at most WINDOW_BYTES,
-so that memory stays bounded whatever the tensor's size.
+on another device) goes through buffers (staging), so that memory stays bounded whatever the tensor's size.
 """
 
 from __future__ import annotations
@@ -12,40 +11,15 @@ from typing import Any
 
 import torch
 
+from torchsaver.formats.dtypes import TORCH_NAMES
 from torchsaver.formats.safetensors_header import MAX_RANK
+from torchsaver.formats.staging import staged_targets, staged_values
 
-WINDOW_BYTES = 16 << 20  # the most that is held in a copy at once, above the model
-
-# safetensors' names (safetensors/src/tensor.rs, enum Dtype). complex128 has none: it is stored as pairs of F64.
+# By safetensors' names; an older torch lacks the newest.
 TORCH_DTYPES: dict[str, torch.dtype] = {
-    "BOOL": torch.bool,
-    "U8": torch.uint8,
-    "I8": torch.int8,
-    "U16": torch.uint16,
-    "I16": torch.int16,
-    "U32": torch.uint32,
-    "I32": torch.int32,
-    "U64": torch.uint64,
-    "I64": torch.int64,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F32": torch.float32,
-    "F64": torch.float64,
-    "C64": torch.complex64,
+    name: getattr(torch, attribute) for name, attribute in TORCH_NAMES.items() if hasattr(torch, attribute)
 }
-for _name, _attribute in {  # newer torch has them
-    "F8_E4M3": "float8_e4m3fn",
-    "F8_E5M2": "float8_e5m2",
-    "F8_E4M3FNUZ": "float8_e4m3fnuz",
-    "F8_E5M2FNUZ": "float8_e5m2fnuz",
-    "F8_E8M0": "float8_e8m0fnu",
-    "F4": "float4_e2m1fn_x2",
-}.items():
-    if hasattr(torch, _attribute):
-        TORCH_DTYPES[_name] = getattr(torch, _attribute)
 DTYPE_NAMES: dict[torch.dtype, str] = {dtype: name for name, dtype in TORCH_DTYPES.items()}
-
-_SAME_SIZE_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def dtype_text(dtype: torch.dtype) -> str:
@@ -169,9 +143,7 @@ def row_major_bytes(tensor: torch.Tensor) -> Iterator[memoryview]:
     if is_dense(source):
         yield byte_view(source)
         return
-    for slab, staging in _staged_slabs(source):
-        _copy(staging, slab)
-        yield byte_view(staging)
+    yield from map(byte_view, staged_values(source))
 
 
 def row_major_targets(tensor: torch.Tensor) -> Iterator[memoryview]:
@@ -184,9 +156,7 @@ def row_major_targets(tensor: torch.Tensor) -> Iterator[memoryview]:
     if is_dense(target):
         yield byte_view(target)
     else:
-        for slab, staging in _staged_slabs(target):
-            yield byte_view(staging)
-            _copy(slab, staging)
+        yield from map(byte_view, staged_targets(target))
     note_new_values([tensor])
 
 
@@ -198,38 +168,3 @@ def note_new_values(tensors: Sequence[torch.Tensor]) -> None:
         for tensor in tensors:
             if not tensor.is_inference():
                 torch.autograd.graph.increment_version(tensor)
-
-
-def _staged_slabs(tensor: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield each slab with a dense CPU tensor of its shape and dtype; all of these share one window of memory."""
-    window = torch.empty(min(tensor.nbytes, max(WINDOW_BYTES, tensor.element_size())), dtype=torch.uint8, device="cpu")
-    for slab in _slabs(tensor):
-        yield slab, window[: slab.nbytes].view(slab.dtype).reshape(slab.shape)
-
-
-def _slabs(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Yield sub-tensors of at most WINDOW_BYTES that follow each other in row-major order."""
-    if tensor.nbytes <= WINDOW_BYTES or tensor.dim() == 0:
-        if tensor.numel():
-            yield tensor
-        return
-    rows = WINDOW_BYTES // (tensor.nbytes // tensor.shape[0])
-    if rows == 0:
-        for row in tensor:
-            yield from _slabs(row)
-        return
-    for start in range(0, tensor.shape[0], rows):
-        yield tensor[start : start + rows]
-
-
-def _copy(target: torch.Tensor, source: torch.Tensor) -> None:
-    """Copy values, bit for bit; a pending conjugation or negation is carried out."""
-    if source.is_complex() or source.is_neg() or target.is_neg():
-        target.copy_(source)
-    else:
-        _bits(target).copy_(_bits(source))
-
-
-def _bits(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the tensor seen as integers of its item size, so that copies move bits and exist for every dtype."""
-    return tensor.view(_SAME_SIZE_INTEGERS[tensor.element_size()])

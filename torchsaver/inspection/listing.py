@@ -1,80 +1,16 @@
-"""Looking into checkpoints: TF's printed listing, and a description with everything but the values."""
+"""Values as text: TF's printed listing of a checkpoint, and a tensor as a terminal and as JSON show it."""
 
 from __future__ import annotations
 
 import math
 import os
 import re
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from torchsaver.formats.tensor_bytes import dtype_text
 from torchsaver.reader import CheckpointReader, load_checkpoint
-
-
-@dataclass(frozen=True)
-class TensorDescription:
-    """A stored tensor without its values; `nbytes` is its size in the file."""
-
-    key: str
-    dtype: str
-    shape: tuple[int, ...]
-    nbytes: int
-
-
-@dataclass(frozen=True)
-class CheckpointDescription:
-    """A checkpoint without its values: what `torchsaver inspect` shows.
-
-    Attributes:
-        save_path: Its prefix or file.
-        files: The files it is in.
-        global_step, time, metadata: As saved; None in a third party's file. Time in seconds since the epoch.
-        tensors: Sorted by key.
-        aliases: Other names of tied tensors.
-        objects: Keys of the objects it holds the state of.
-    """
-
-    save_path: str
-    files: tuple[str, ...]
-    global_step: int | None
-    time: float | None
-    metadata: Any
-    tensors: tuple[TensorDescription, ...]
-    aliases: dict[str, str]
-    objects: tuple[str, ...]
-
-    @property
-    def nbytes(self) -> int:
-        """Size of all tensors."""
-        return sum(tensor.nbytes for tensor in self.tensors)
-
-    @property
-    def elements(self) -> int:
-        """Number of values in all tensors; a scalar counts as one."""
-        return sum(math.prod(tensor.shape) for tensor in self.tensors)
-
-
-def describe_checkpoint(reader: CheckpointReader, key: str | None = None) -> CheckpointDescription:
-    """Return a description of an open checkpoint from its headers alone; with a `key`, of that tensor only.
-
-    Raises:
-        CheckpointKeyError: `key` is not in the checkpoint.
-    """
-    keys = reader.keys() if key is None else [reader.stored(key).spec.key]
-    tensors = ((key, reader.stored(key)) for key in keys)
-    return CheckpointDescription(
-        save_path=reader.save_path,
-        files=tuple(file.path for file in reader.files),
-        global_step=reader.global_step,
-        time=reader.manifest.time,
-        metadata=reader.metadata,
-        tensors=tuple(TensorDescription(key, dtype_text(t.dtype), t.shape, t.nbytes) for key, t in tensors),
-        aliases={alias: kept for alias, kept in reader.aliases.items() if key is None or kept in keys},
-        objects=tuple(sorted(reader.object_trees)),
-    )
 
 
 def format_value(tensor: torch.Tensor) -> str:

@@ -17,8 +17,8 @@ from torchsaver.formats.safetensors_file import SafetensorsFile
 from torchsaver.formats.safetensors_header import TensorSpec
 from torchsaver.formats.shard_index import MAX_INDEX_BYTES, parse_index
 from torchsaver.inspection.reports import Damage, Progress, Verdict, VerifyReport
+from torchsaver.open_checkpoint import describe_tensor
 from torchsaver.storage import paths
-from torchsaver.stored_tensor import stored_tensor
 
 _GROUP_BYTES = 64 << 20
 
@@ -85,12 +85,12 @@ def examine_checkpoint(save_path: str, meter: Meter) -> VerifyReport:
 
 
 @contextlib.contextmanager
-def _open(save_path: str) -> Iterator[_OpenCheckpoint]:
+def _open(save_path: str) -> Iterator[_Findings]:
     """Yield the checkpoint, open; when a save replaces it meanwhile, the new one."""
     with contextlib.ExitStack() as stack:
         while True:
             found = _find(save_path)
-            opened = _OpenCheckpoint(save_path, found[0], stack)
+            opened = _Findings(save_path, found[0], stack)
             if opened.is_whole or _find(save_path) == found:
                 break
             stack.close()
@@ -104,7 +104,7 @@ def _find(save_path: str) -> tuple[str, tuple[int, ...]]:
     return found
 
 
-class _OpenCheckpoint:
+class _Findings:
     """The files of a checkpoint as far as they can be opened, and what is wrong with it so far."""
 
     def __init__(self, save_path: str, path: str, stack: contextlib.ExitStack) -> None:
@@ -173,7 +173,7 @@ class _OpenCheckpoint:
         self._files.append(file)
         for key, spec in file.specs.items():
             with self._noting(file.path, key):
-                stored_tensor(file, spec)
+                describe_tensor(file, spec)
 
     @property
     def is_whole(self) -> bool:

@@ -8,29 +8,18 @@ Names come before calls: whatever interrupts a call, what it may have made is kn
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import logging
 import os
-import sys
 from collections.abc import Collection, Iterator, Sequence
 from types import TracebackType
 
-from torchsaver.formats.memory import rest_of
 from torchsaver.storage import locks, paths
+from torchsaver.storage.writeback import NO_SPACE, Writeback, write_pieces
 
 logger = logging.getLogger("torchsaver")
 
-_LARGE_BYTES = 8 << 20  # a smaller file is on the device before planning its way there has paid
-_WRITEBACK_BYTES = 4 << 20
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)  # a file system without hard links
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
-
-_KEEP_SIZE = 1  # FALLOC_FL_KEEP_SIZE
-_fallocate = None  # Linux only; posix_fallocate() writes zeros where the file system has no such thing
-if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None, use_errno=True), "fallocate"):
-    _fallocate = libc.fallocate
-    _fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
 
 
 class NewFile:
@@ -43,7 +32,7 @@ class NewFile:
         self.path = path
         self._temporary = ""
         self._descriptor: locks.Descriptor | None = None
-        self._begun = 0  # where the device has not been told to begin yet
+        self._writeback: Writeback | None = None
         self._is_synced = False
 
     def open(self) -> None:
@@ -68,34 +57,22 @@ class NewFile:
         return self._descriptor.fd
 
     def reserve(self, nbytes: int) -> None:
-        """Have the system set aside room for a large file in one piece, where it can; its content does not change.
+        """Have the system make ready for a file of so many bytes.
 
         Raises:
-            OSError: There is no such room.
+            OSError: There is no room for it.
         """
-        if nbytes >= _LARGE_BYTES and _fallocate is not None:
-            with _naming(self.path):
-                if _fallocate(self._fd, _KEEP_SIZE, 0, nbytes) and (number := ctypes.get_errno()) in _NO_SPACE:
-                    raise OSError(number, os.strerror(number), self.path)
+        self._writeback = Writeback(self._fd, nbytes)
+        with _naming(self.path):
+            self._writeback.reserve()
 
     def write(self, position: int, pieces: Sequence[bytes | memoryview]) -> None:
         """Write pieces of memory one after the other from `position` on; what nobody writes reads as zeros."""
         self._is_synced = False
         with _naming(self.path):
-            end = position + sum(map(len, pieces))
-            while position < end:
-                done = _write_at(self._fd, pieces, position)
-                position += done
-                if position < end:
-                    pieces = rest_of(pieces, done)
-            self._start_writeback(end)
-
-    def _start_writeback(self, end: int) -> None:
-        """Have the device begin, now and then, with what is written so far: the sync at the end finds little to do."""
-        if end - self._begun >= _WRITEBACK_BYTES and hasattr(os, "posix_fadvise"):
-            # Of pages that are not on the device yet, this "don't need" begins to write them, and drops none.
-            os.posix_fadvise(self._fd, self._begun, end - self._begun, os.POSIX_FADV_DONTNEED)
-            self._begun = end
+            end = write_pieces(self._fd, position, pieces)
+            if self._writeback is not None:
+                self._writeback.note_written(end)
 
     def sync(self) -> None:
         """Hand the bytes to the device and wait for it. After an error the file is lost: no second fsync would tell."""
@@ -103,6 +80,8 @@ class NewFile:
             with _naming(self.path):
                 os.fsync(self._fd)
             self._is_synced = True
+            if self._writeback is not None:
+                self._writeback.note_synced()
 
     def rename(self) -> None:
         """Give the file its own name, in place of what had it."""
@@ -296,20 +275,13 @@ def remove_if_abandoned(path: str, *, shared: bool = False) -> None:
         descriptor.close()
 
 
-def _write_at(fd: int, pieces: Sequence[bytes | memoryview], position: int) -> int:
-    if hasattr(os, "pwritev"):
-        return os.pwritev(fd, pieces, position)
-    os.lseek(fd, position, os.SEEK_SET)  # Windows, old macOS
-    return os.write(fd, pieces[0])
-
-
 @contextlib.contextmanager
 def _naming(path: str) -> Iterator[None]:
     """Let an OSError name the file the caller knows, and say what to do about a full disk."""
     try:
         yield
     except OSError as error:
-        if error.errno in _NO_SPACE:
+        if error.errno in NO_SPACE:
             remedy = "the file was not written and nothing was removed; free space and save again"
             raise OSError(error.errno, f"{os.strerror(error.errno)}: {remedy}", path) from error
         raise OSError(error.errno, error.strerror or str(error), path) from error

@@ -1,0 +1,1 @@
+"""torchsaver beside its peers and beside what the machine can do: see README.md."""

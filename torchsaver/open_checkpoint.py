@@ -1,0 +1,238 @@
+"""An open checkpoint without its values: one file, shards, or third parties' files. Nothing here needs torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, NamedTuple, TypeVar
+
+from torchsaver.errors import (
+    CheckpointKeyError,
+    CheckpointNotFoundError,
+    CorruptCheckpointError,
+    UnsupportedCheckpointError,
+    nearest_keys,
+)
+from torchsaver.formats.dtypes import torch_form
+from torchsaver.formats.manifest import Manifest
+from torchsaver.formats.regular_file import read_regular
+from torchsaver.formats.safetensors_file import SafetensorsFile
+from torchsaver.formats.safetensors_header import Layout, TensorSpec
+from torchsaver.formats.shard_index import MAX_INDEX_BYTES, parse_index
+from torchsaver.storage import paths
+from torchsaver.storage.state_file import latest_checkpoint
+
+
+class TensorDescription(NamedTuple):
+    """A stored tensor without its values.
+
+    Attributes:
+        key: What it is stored under.
+        dtype: torch's name, without "torch.".
+        shape: In torch.
+        nbytes: Size in the file.
+    """
+
+    key: str
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+
+
+class OpenCheckpoint:
+    """An open checkpoint: what its headers say. It stays on the files it has opened.
+
+    Owns a file descriptor for each file until `close`, the end of its `with` block, or its own end; keeps no mapping.
+
+    Args:
+        save_path: A prefix, or a file: .safetensors, or a shard index .index.json.
+        known: Layouts that its files may have again, and that need not be parsed then.
+
+    Attributes:
+        save_path: As given.
+        files: Its open files.
+        manifest: What it says of itself; an empty one for a third party's.
+        aliases: Other names of tied tensors, with the key each is stored under.
+
+    Raises:
+        CheckpointNotFoundError: Nothing is there.
+        CorruptCheckpointError: A file is damaged, missing from a sharded checkpoint, or not of the format.
+        UnsupportedCheckpointError: A dtype or version this torchsaver does not know.
+        OSError: As the system gave it.
+    """
+
+    def __init__(self, save_path: str | os.PathLike[str], *, known: Sequence[Layout] = ()) -> None:
+        self.save_path = paths.path_text(save_path)
+        self.files: list[SafetensorsFile] = []
+        self._known = known
+        self._file_of: dict[str, SafetensorsFile] = {}
+        self.manifest = self._open()
+        aliases = {alias: key for alias, key in self.manifest.aliases.items() if key in self._file_of}
+        self.aliases: dict[str, str] = {alias: key for alias, key in aliases.items() if alias not in self._file_of}
+
+    def _open(self) -> Manifest:
+        """Open the checkpoint's files; when a save replaces it meanwhile, those of the new one."""
+        found = self._find()
+        while True:
+            path, _ = found
+            try:
+                return self._open_shards(path) if paths.is_index(path) else self._open_single(path)
+            except BaseException as error:
+                self.close()
+                self.files, self._file_of = [], {}
+                if not isinstance(error, (FileNotFoundError, CorruptCheckpointError)):
+                    raise
+                before, found = found, self._find()
+                if found == before:
+                    raise
+
+    def _find(self) -> tuple[str, tuple[int, ...]]:
+        found = paths.find_version(self.save_path)
+        if found is None:
+            raise CheckpointNotFoundError(self.save_path, _directory_in_place(self.save_path))
+        return found
+
+    def _open_single(self, path: str) -> Manifest:
+        file = self._open_file(path)
+        self._file_of = dict.fromkeys(file.specs, file)
+        return file.manifest
+
+    def _open_file(self, path: str) -> SafetensorsFile:
+        file = SafetensorsFile(path, self._known)
+        self.files.append(file)
+        self._require_forms(file)
+        return file
+
+    def _require_forms(self, file: SafetensorsFile) -> None:
+        """Check that every tensor of a file has a dtype and a shape in torch; errors as `torch_form`."""
+        if file.manifest.complex128 or any(spec.dtype == "F4" for spec in file.specs.values()):
+            for spec in file.specs.values():
+                describe_tensor(file, spec)
+
+    def _open_shards(self, index_path: str) -> Manifest:
+        weight_map, manifest = parse_index(read_regular(index_path, MAX_INDEX_BYTES), index_path)
+        opened: dict[str, SafetensorsFile] = {}
+        for name in sorted(set(weight_map.values())):
+            path = os.path.join(os.path.dirname(index_path), name)
+            try:
+                opened[name] = self._open_file(path)
+            except FileNotFoundError as error:
+                raise CorruptCheckpointError(index_path, 0, f"its shard {name!r} is missing") from error
+            wanted = manifest.shards.get(name)
+            if wanted is not None and wanted != opened[name].header_crc32c:
+                raise CorruptCheckpointError(path, 0, f"it belongs to another save than the index {index_path!r}")
+        for key, name in weight_map.items():
+            if key not in opened[name].specs:
+                raise CorruptCheckpointError(index_path, 0, f"{key!r} is not in its shard {name!r}")
+            self._file_of[key] = opened[name]
+        return manifest
+
+    @property
+    def global_step(self) -> int | None:
+        """The step given to `save`, or None."""
+        return self.manifest.global_step
+
+    @property
+    def metadata(self) -> Any:
+        """The JSON value given to `save` as metadata, or None."""
+        return self.manifest.metadata
+
+    @property
+    def object_trees(self) -> Mapping[str, Any]:
+        """For each object that was saved, the JSON tree its tensors hang in."""
+        return self.manifest.objects
+
+    def keys(self) -> list[str]:
+        """Return the stored keys in sorted order; other names of tied tensors are in `aliases`."""
+        return sorted(self._file_of)
+
+    def file_of(self, key: str) -> SafetensorsFile | None:
+        """Return the file a tensor is stored in, None when `key` is no stored key."""
+        return self._file_of.get(key)
+
+    def has_tensor(self, key: str) -> bool:
+        """Return whether a tensor is stored under `key` or is another name of one; no ":0" is stripped."""
+        return key in self._file_of or key in self.aliases
+
+    def place(self, key: str) -> tuple[SafetensorsFile, TensorSpec]:
+        """Return the file and the spec of the tensor `key`, or of the one it is another name of.
+
+        Raises:
+            CheckpointKeyError: `key` is not in the checkpoint.
+        """
+        stored_key = self.aliases.get(key, key)
+        file = self._file_of.get(stored_key)
+        if file is None:
+            raise CheckpointKeyError(self.save_path, key, nearest_keys(key, [*self._file_of, *self.aliases]))
+        return file, file.specs[stored_key]
+
+    def describe(self, key: str) -> TensorDescription:
+        """Return what the tensor `key`, or the one it is another name of, is; errors as `place`."""
+        return describe_tensor(*self.place(key))
+
+    def close(self) -> None:
+        """Close the files; a second time does nothing."""
+        for file in self.files:
+            file.close()
+
+    def __enter__(self: Opened) -> Opened:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+Opened = TypeVar("Opened", bound=OpenCheckpoint)
+
+
+def describe_tensor(file: SafetensorsFile, spec: TensorSpec) -> TensorDescription:
+    """Return what a tensor of a file is in torch; errors as `torch_form`."""
+    dtype, shape = torch_form(spec, is_complex128=spec.key in file.manifest.complex128, path=file.path)
+    return TensorDescription(spec.key, dtype, shape, spec.nbytes)
+
+
+def _directory_in_place(save_path: str) -> str:
+    """Return what to say of a directory where a checkpoint's file was wanted, "" when there is none."""
+    file = paths.checkpoint_file(save_path)
+    if os.path.isdir(file):
+        return f"{file!r} is a directory"
+    return "it is a directory, whose newest checkpoint latest_checkpoint() finds" if os.path.isdir(save_path) else ""
+
+
+def open_checkpoint(ckpt_dir_or_file: str | os.PathLike[str]) -> OpenCheckpoint:
+    """Return a checkpoint, open: that of a prefix or file, or the newest one of a directory; errors as `open_as`."""
+    return open_as(OpenCheckpoint, ckpt_dir_or_file)
+
+
+def open_as(kind: Callable[[str], Opened], ckpt_dir_or_file: str | os.PathLike[str]) -> Opened:
+    """Return what `kind` makes of a prefix or file, or of the newest prefix of a directory.
+
+    Args:
+        kind: OpenCheckpoint, or a class of it.
+        ckpt_dir_or_file: What `save` returned, a .safetensors or .index.json file, or a directory with a state file.
+
+    Raises:
+        CheckpointNotFoundError: Nothing is there, or the directory's state file names nothing that is.
+        UnsupportedCheckpointError: The directory's state file leads out of it; or as `kind`.
+        CorruptCheckpointError, OSError: As `kind`.
+    """
+    path = paths.path_text(ckpt_dir_or_file, "ckpt_dir_or_file")
+    if not os.path.isdir(path):
+        return kind(path)
+    before = None
+    while (prefix := latest_checkpoint(path)) is not None:
+        if paths.own_name(path, prefix) is None:
+            raise UnsupportedCheckpointError(
+                path, f"its state file leads to {prefix!r}, outside the directory; pass that prefix itself to trust it"
+            )
+        try:
+            return kind(prefix)
+        except CheckpointNotFoundError:  # a writer may have rotated it away since
+            if prefix == before:
+                raise
+            before = prefix
+    reason = f"the directory's state file {paths.STATE_FILE!r} is missing or names no checkpoint that is there"
+    raise CheckpointNotFoundError(path, reason)

@@ -137,5 +137,7 @@ def _no_toy_row(peer: str) -> ToyRow:
         "repeat_save": [],
         "repeat_restore": [],
         "durable_save": [],
-        "unsynced_save": [],
+        "memory_save": [],
+        "memory_file": [],
+        "memory_restore": [],
     }

@@ -132,7 +132,9 @@ def _toy_columns(row: ToyRow) -> dict[str, list[float]]:
         "repeat save": row["repeat_save"],
         "repeat restore": row["repeat_restore"],
         "repeat durable save": row["durable_save"],
-        "repeat save, os.fsync a no-op": row["unsynced_save"],
+        "repeat save in memory": row["memory_save"],
+        "the same, write_state=False": row["memory_file"],
+        "repeat restore from memory": row["memory_restore"],
     }
 
 

@@ -96,7 +96,9 @@ class ToyRow(TypedDict):
     repeat_save: list[float]
     repeat_restore: list[float]
     durable_save: list[float]
-    unsynced_save: list[float]
+    memory_save: list[float]
+    memory_file: list[float]
+    memory_restore: list[float]
 
 
 class ToyResult(TypedDict):

@@ -133,7 +133,9 @@ def _results(*made: WorkloadResult) -> Results:
                     "repeat_save": [0.005, 0.007],
                     "repeat_restore": [0.001, 0.001],
                     "durable_save": [0.005, 0.007],
-                    "unsynced_save": [0.0005, 0.0005],
+                    "memory_save": [0.0005, 0.0005],
+                    "memory_file": [0.0005, 0.0005],
+                    "memory_restore": [0.0005, 0.0005],
                 }
             ],
             "skipped": {},

@@ -10,11 +10,14 @@ import gc
 import os
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 Action = Callable[[], object]
+
+MEMORY = "/dev/shm"
 
 
 class Toy(NamedTuple):
@@ -25,12 +28,14 @@ class Toy(NamedTuple):
         restore: Restores them from there.
         is_durable: Nothing is left to be synced after a save.
         wants_empty_path: What is at the path has to be removed before the next save.
+        save_file: Saves them without anything that makes a save the newest of its directory; None: `save` is that.
     """
 
     save: Action
     restore: Action
     is_durable: bool = False
     wants_empty_path: bool = False
+    save_file: Action | None = None
 
 
 def torchsaver(path: str, imported: Action) -> Toy:
@@ -41,7 +46,12 @@ def torchsaver(path: str, imported: Action) -> Toy:
     imported()
     saver = ts.Saver(_two_tensors(torch), max_to_keep=1)
     prefix = os.path.join(path, "x")
-    return Toy(lambda: saver.save(prefix), lambda: saver.restore(prefix), is_durable=True)
+    return Toy(
+        lambda: saver.save(prefix),
+        lambda: saver.restore(prefix),
+        is_durable=True,
+        save_file=lambda: saver.save(prefix + "-alone", write_state=False),
+    )
 
 
 def torch_save(path: str, imported: Action) -> Toy:
@@ -139,9 +149,21 @@ def run(peer: str, path: str, repeats: int) -> dict[str, float]:
     seconds["repeat_save"], seconds["repeat_restore"] = _median(saves), _median(restores)
     durable = [_save(toy, path) + (0 if toy.is_durable else _seconds(lambda: _fsync_all(path))) for _ in range(repeats)]
     seconds["durable_save"] = _median(durable)
-    os.fsync = lambda fd: None  # what saving costs beside the disk's own part
-    seconds["unsynced_save"] = _median([_save(toy, path) for _ in range(repeats)])
-    return seconds
+    with tempfile.TemporaryDirectory(dir=MEMORY if os.path.isdir(MEMORY) else None) as memory:
+        return seconds | _in_memory(
+            TOYS[peer](os.path.join(memory, "x"), lambda: None), os.path.join(memory, "x"), repeats
+        )
+
+
+def _in_memory(toy: Toy, path: str, repeats: int) -> dict[str, float]:
+    """Return what saving and restoring cost beside the disk's own part: a rename on a real one would flush the file."""
+    alone = toy.save_file or toy.save
+    seconds: dict[str, list[float]] = {"memory_save": [], "memory_restore": [], "memory_file": []}
+    for _ in range(repeats):
+        seconds["memory_save"].append(_save(toy, path))
+        seconds["memory_restore"].append(_seconds(toy.restore))
+        seconds["memory_file"].append(_save(toy._replace(save=alone), path))
+    return {name: _median(values) for name, values in seconds.items()}
 
 
 def _two_tensors(torch: Any) -> dict[str, Any]:

@@ -122,9 +122,7 @@ def test_share_interrupted_while_it_waits_for_the_others_ends_them_first(monkeyp
     assert len(taken) < 10_000_000
 
 
-@pytest.mark.parametrize(
-    "nth", [1, pytest.param(2, marks=pytest.mark.xfail(reason="bug: share() leaves the threads that have started"))]
-)
+@pytest.mark.parametrize("nth", [1, 2])
 def test_share_with_a_thread_that_cannot_start_leaves_no_other_at_work(
     nth: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

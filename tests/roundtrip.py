@@ -149,6 +149,11 @@ def _tie(model: Model) -> None:
     model.other = model.square
 
 
+def _rename(model: Model) -> None:
+    model.renamed = model.other  # the last of the parameters as before
+    del model.other
+
+
 def _detach_buffer(model: Model) -> None:
     del model.base
 
@@ -178,6 +183,7 @@ CHANGES: dict[str, Callable[[Model], object]] = {
     "assigned": _assign,
     "buffer added": lambda model: model.register_buffer("added", torch.randn(3)),
     "buffer removed": _detach_buffer,
+    "renamed": _rename,
     "tied": _tie,
     "shared with other processes": lambda model: model.share_memory(),
     "memory given anew": lambda model: model.to_empty(device="cpu"),

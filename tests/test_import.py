@@ -44,6 +44,17 @@ def test_import_brings_in_no_torch_and_no_module_of_the_package_but_its_version(
     assert {name for name in loaded if name.startswith("torchsaver.")} == {"torchsaver.version"}
 
 
+def test_import_after_torch_brings_in_all_that_a_save_or_a_restore_needs(tmp_path: Path) -> None:
+    code = "import torchsaver as ts; assert 'Saver' in vars(ts)"
+    work = """
+prefix = ts.Saver({"x": torch.ones(3)}).save(sys.argv[1] + "/m", 1)
+ts.Saver({"x": torch.ones(3)}).resume(sys.argv[1])
+ts.load_checkpoint(prefix).get_tensor("x")
+"""
+    loaded = _loaded(work, str(tmp_path), after=f"import torch\n{code}")
+    assert not {name for name in loaded if name.startswith("torchsaver")}
+
+
 def test_saver_brings_in_only_what_a_saver_needs_beyond_torch() -> None:
     loaded = _loaded("import torchsaver; torchsaver.Saver", after="import torch")
     roots = _roots(loaded)

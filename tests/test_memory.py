@@ -46,3 +46,45 @@ def test_peak_memory_above_the_model_is_bounded(kind: str, tmp_path: Path) -> No
     above_saving, above_restoring = map(float, printed.split())
     assert above_saving < LIMIT_MB
     assert above_restoring < LIMIT_MB
+
+
+OWN_PEAK = """
+import re, sys, torch, torchsaver as ts
+prefix, MB = sys.argv[1] + "/m", 1 << 20
+
+def mb(name):
+    with open("/proc/self/status") as status:
+        return int(re.search(name + r":\\s+(\\d+) kB", status.read())[1]) / 1024
+
+def above(call):
+    with open("/proc/self/clear_refs", "w") as refs:
+        refs.write("5")  # the peak is counted from here
+    before = mb("VmRSS")
+    call()
+    return mb("VmHWM") - before
+
+warm = ts.Saver({"x": torch.ones(1)})
+warm.restore(warm.save(prefix))
+for dtype in (torch.float32, torch.bfloat16):
+    for turned in (False, True):
+        whole = torch.full((256 * MB // dtype.itemsize // 65536, 256, 256), 3.0, dtype=dtype)
+        saver = ts.Saver({"w": whole.transpose(0, 1) if turned else whole})
+        print(dtype, turned, "save", above(lambda: saver.save(prefix)), sep=",")
+        for verify in (True, False):
+            whole.zero_()
+            print(dtype, turned, f"restore {verify}", above(lambda: saver.restore(prefix, verify=verify)), sep=",")
+            assert whole.view(-1)[-1] == 3
+        del whole, saver
+"""
+
+
+def test_memory_that_a_save_or_restore_takes_for_itself_is_bounded(tmp_path: Path) -> None:
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        pytest.skip("this system does not count a peak anew")
+    command = [sys.executable, "-c", OWN_PEAK, str(tmp_path)]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+    peaks = {what: float(peak) for what, _, peak in (line.rpartition(",") for line in printed.splitlines())}
+    assert len(peaks) == 12
+    assert {what: peak for what, peak in peaks.items() if peak >= LIMIT_MB} == {}

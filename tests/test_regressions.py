@@ -185,7 +185,7 @@ def test_reader_called_a_sharded_checkpoint_damaged_while_it_was_replaced(
             saver.save(tmp_path / "m")
         return data
 
-    monkeypatch.setattr("torchsaver.reader.read_regular", replaced_after_the_index_was_read)
+    monkeypatch.setattr("torchsaver.open_checkpoint.read_regular", replaced_after_the_index_was_read)
     assert ts.load_variable(prefix, "b").tolist() == [1.0] * 4
 
 

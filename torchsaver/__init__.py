@@ -1,6 +1,7 @@
 """TensorFlow's tf.train.Saver for PyTorch: crash-safe safetensors checkpoints, and a state file to find them."""
 
 import importlib
+import sys
 import typing
 
 from torchsaver.version import __version__
@@ -77,7 +78,8 @@ __all__ = [
     "verify_directory",
 ]
 
-# Where each name is. Its module is imported when the name is first asked for (PEP 562), and torch with it if need be.
+# Where each name is. Its module is imported when the name is first asked for (PEP 562), and torch with it if need be;
+# so that the command line can do without torch.
 _MODULES = {
     "CheckpointKeyError": "errors",
     "CheckpointNotFoundError": "errors",
@@ -128,6 +130,12 @@ if not typing.TYPE_CHECKING:  # or a type checker would believe that any name is
         module = importlib.import_module(f"{__name__}.{_MODULES[name]}")
         value = globals()[name] = getattr(module, name)
         return value
+
+    # Where torch is there already, a saver is what is wanted; and no save or restore must have to load a module in its
+    # midst, from a disk that may fail by then.
+    if "torch" in sys.modules:
+        for _name in ("Saver", "load_checkpoint", "newest_valid_checkpoint", "remove_checkpoint"):
+            __getattr__(_name)
 
 
 def __dir__() -> list[str]:

@@ -117,7 +117,7 @@ class CheckpointReader(OpenCheckpoint):
         """Everything that decides where each tensor is and what it is; equal for checkpoints that differ in values."""
         files = [(file.layout, file.manifest.complex128) for file in self.files]
         shards = {key: self.files.index(file) for key, file in self._file_of.items()} if len(files) > 1 else None
-        return files, shards, self.aliases
+        return files, shards, self.aliases, list(self.object_trees)
 
 
 def load_checkpoint(ckpt_dir_or_file: str | os.PathLike[str]) -> CheckpointReader:

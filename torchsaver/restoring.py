@@ -149,7 +149,7 @@ def _file_part(number: int, slots: Slots, plan: RestorePlan, reader: CheckpointR
             else:
                 streamed.append((key, spec))
     filled = cut_into_chunks(extents)
-    is_all = len(specs) == len(dense) and not streamed
+    is_all = [(extent.start, extent.end) for extent in extents] == [(spec.start, spec.end) for spec in specs]
     checked = filled if is_all else cut_into_chunks(Extent(spec.start, spec.end) for spec in specs)
     return FilePart(number, specs, checked, filled, dense, streamed)
 

@@ -25,7 +25,7 @@ from torchsaver.formats.regular_file import RegularFile
 BASE = 1003  # where the data starts: aligned to nothing
 CHUNK = 1 << 16  # bytes of a chunk here
 # Bytes of the extents: chunks of many pieces, of one, of parts of one, and of less than a page.
-SIZES = [5, 0, 1, *[33] * 1500, CHUNK + 5, 3 * CHUNK, 4096, 0, 2 * CHUNK - 1, 3]
+SIZES = [5, 0, 1, *[33] * 1100, CHUNK + 5, 3 * CHUNK, 4096, 0, 2 * CHUNK - 1, 3]
 
 
 @pytest.fixture(scope="module")

@@ -123,33 +123,32 @@ def test_share_interrupted_while_it_waits_for_the_others_ends_them_first(monkeyp
 
 
 @pytest.mark.parametrize("nth", [1, 2])
-def test_share_with_a_thread_that_cannot_start_leaves_no_other_at_work(
-    nth: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("has_started", [False, True])
+def test_share_with_a_fault_or_an_interrupt_while_a_thread_starts_waits_for_all_that_did(
+    *, has_started: bool, nth: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start, calls, taken = threading.Thread.start, iter(range(1, 9)), []
-    has_failed = threading.Event()
+    start, join, calls = threading.Thread.start, threading.Thread.join, iter(range(1, 9))
+    started: set[threading.Thread] = set()
+    joined: set[threading.Thread] = set()
 
     def failing(thread: threading.Thread) -> None:
-        if next(calls) == nth:
-            has_failed.set()
-            raise RuntimeError("can't start new thread")
-        start(thread)
+        is_nth = next(calls) == nth
+        if has_started or not is_nth:
+            start(thread)
+            started.add(thread)
+        if is_nth:
+            raise Fault("can't start new thread")
 
-    def work(numbers: Iterable[int]) -> None:
-        has_failed.wait(SECS)
-        taken.extend(numbers)
+    def joining(thread: threading.Thread, timeout: float | None = None) -> None:
+        join(thread, timeout)
+        joined.add(thread)
 
     monkeypatch.setattr(threading.Thread, "start", failing)
-    try:
-        share(300_000, 3, work)
-        assert sorted(taken) == list(range(300_000))  # those that did start have done it
-    except RuntimeError:
-        pass
-    finally:
-        left = _others()
-        for thread in left:
-            thread.join(SECS)
-    assert left == []
+    monkeypatch.setattr(threading.Thread, "join", joining)
+    with pytest.raises(Fault):
+        share(300_000, 3, lambda numbers: None)
+    assert joined >= started
+    assert len(started) == nth - 1 + has_started
 
 
 def test_cores_is_what_this_process_may_run_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ import torch
 from faults.dying_disk import DyingDisk, install
 
 import torchsaver as ts
-from torchsaver.storage import disk, paths
+from torchsaver.storage import disk, paths, writeback
 from torchsaver.storage.checkpoint_files import make_ready
 
 
@@ -34,10 +34,14 @@ def test_save_syncs_a_file_before_its_rename_and_the_directory_after(
 def test_write_atomic_through_short_writes_writes_every_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Short(DyingDisk):
         def _call(self, name: str, args: tuple, kwargs: dict) -> object:
-            return super()._call(name, (args[0], args[1][:3], args[2]) if name == "pwrite" else args, kwargs)
+            is_write = name == "pwritev"
+            return super()._call(name, (args[0], [args[1][0][:3]], args[2]) if is_write else args, kwargs)
 
-    monkeypatch.setattr(disk, "os", Short())
+    short = Short()
+    for module in (disk, writeback):
+        monkeypatch.setattr(module, "os", short)
     disk.write_atomic(str(tmp_path / "file"), bytes(range(100)))
+    assert short.calls.count("pwritev") == 34
     assert (tmp_path / "file").read_bytes() == bytes(range(100))
 
 

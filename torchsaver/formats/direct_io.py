@@ -86,7 +86,7 @@ class DirectReads:
 
 def _open_again(fd: int) -> int | None:
     """Return a descriptor of the same file, whatever has its name by now, for direct I/O; None where there is none."""
-    if not _LINUX:
+    if not _LINUX or not hasattr(os, "preadv"):
         return None
     try:
         return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)

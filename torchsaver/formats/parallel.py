@@ -63,18 +63,17 @@ def _joined(threads: Sequence[threading.Thread], errors: list[BaseException]) ->
 
     So is an interrupt while they are waited for: it ends their work as any other error does.
     """
-    started = []
     try:
         for thread in threads:
             thread.start()
-            started.append(thread)
         yield
-        for thread in started:
+        for thread in threads:
             thread.join()
     except BaseException as error:
         errors.append(error)
-        for thread in started:
-            thread.join()
+        for thread in threads:
+            if thread.ident is not None:  # it has started, even if an interrupt came before start() returned
+                thread.join()
         raise
     if errors:
         raise errors[0]

@@ -63,16 +63,19 @@ def footprint(tensors: Iterable[torch.Tensor]) -> tuple[list[Any], ...] | None:
     types = list(map(type, some))
     if not all(map(_has_plain_memory, set(types))) or set(map(_layout, some)) - {torch.strided}:
         return None
+    if any(map(_is_nested, some)):
+        return None
     contiguous = list(map(torch.Tensor.is_contiguous, some))
     lazy = [list(map(torch.Tensor.is_conj, some)), list(map(torch.Tensor.is_neg, some))]
     strides = [tensor.stride() for tensor, is_plain in zip(some, contiguous, strict=True) if not is_plain]
     places = [list(map(torch.Tensor.data_ptr, some)), list(map(_device, some))]
+    places.append(list(map(torch.UntypedStorage.nbytes, map(torch.Tensor.untyped_storage, some))))
     places.append([torch.is_inference_mode_enabled()])  # decides whether an inference tensor may be written to
     return (types, *places, list(map(_dtype, some)), list(map(_shape, some)), contiguous, *lazy, strides)
 
 
-_layout, _device, _dtype, _shape = (
-    getattr(torch.Tensor, name).__get__ for name in ("layout", "device", "dtype", "shape")
+_layout, _device, _dtype, _shape, _is_nested = (
+    getattr(torch.Tensor, name).__get__ for name in ("layout", "device", "dtype", "shape", "is_nested")
 )
 
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import secrets
 import stat
 from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
@@ -68,7 +67,7 @@ def shard_files(prefix: str, count: int) -> list[str]:
         names = [shard_file(prefix, number, count, mark) for number in range(1, count + 1)]
         if not any(os.path.lexists(name) for name in names):
             return names
-        mark = f"s{secrets.token_hex(8)}"  # no step looks like this
+        mark = f"s{os.urandom(8).hex()}"  # no step looks like this
 
 
 def why_not_a_prefix(name: str) -> str | None:
@@ -165,7 +164,7 @@ def step_prefix(save_path: str, global_step: int | None, pad_step_number: bool) 
 
 def temporary_file(directory: str) -> str:
     """Return a new, unpredictable temporary name in `directory`."""
-    return os.path.join(directory, f".torchsaver-{secrets.token_hex(8)}.tmp")
+    return os.path.join(directory, f".torchsaver-{os.urandom(8).hex()}.tmp")
 
 
 def is_temporary(name: str) -> bool:

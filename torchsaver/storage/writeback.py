@@ -5,6 +5,7 @@ Each of these is left out where the system has no such call: then writing takes 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -18,7 +19,7 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _LARGE_BYTES = 8 << 20  # a smaller file is on the device before planning its way there has paid
 _START_BYTES = 4 << 20
 _BEHIND_BYTES = 128 << 20  # of a file beyond the cache stay in it: the device may not have written them yet
-_CACHE_PART = 8  # of all memory: a larger file does not stay in the page cache, which others need more
+_CACHED_BYTES = 256 << 20  # a larger file does not stay in the page cache: what it would push out is read sooner
 
 _KEEP_SIZE = 1  # FALLOC_FL_KEEP_SIZE
 _fallocate = None  # Linux only; posix_fallocate() writes zeros where the file system has no such thing
@@ -58,7 +59,7 @@ class Writeback:
         self._nbytes = nbytes
         self._started = 0  # where the device has not been told to begin yet
         self._left = 0  # where the page cache still holds the file
-        self._stays_in_cache = nbytes <= _memory_bytes() // _CACHE_PART
+        self._stays_in_cache = nbytes <= _CACHED_BYTES
 
     def reserve(self) -> None:
         """Have room set aside for a large file in one piece; its content does not change.
@@ -74,24 +75,24 @@ class Writeback:
 
     def note_written(self, end: int) -> None:
         """Have the device begin, now and then, with what is written up to `end`: a sync finds the less to do."""
-        if end - self._started >= _START_BYTES and hasattr(os, "posix_fadvise"):
+        if end - self._started >= _START_BYTES:
             # Of pages that are not on the device yet, this "don't need" begins to write them, and drops none.
-            os.posix_fadvise(self._fd, self._started, end - self._started, os.POSIX_FADV_DONTNEED)
+            _advise_dont_need(self._fd, self._started, end)
             self._started = end
             self._leave_cache(end - _BEHIND_BYTES)
 
     def note_synced(self) -> None:
-        """All of it is on the device."""
+        """All of it is on the device, also what was not yet when its turn came to leave the cache."""
+        self._left = 0
         self._leave_cache(self._started)
 
     def _leave_cache(self, end: int) -> None:
-        if not self._stays_in_cache and end > self._left and hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self._fd, self._left, end - self._left, os.POSIX_FADV_DONTNEED)
+        if not self._stays_in_cache and end > self._left:
+            _advise_dont_need(self._fd, self._left, end)
             self._left = end
 
 
-def _memory_bytes() -> int:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):  # Windows, which has no posix_fadvise either
-        return sys.maxsize
+def _advise_dont_need(fd: int, start: int, end: int) -> None:
+    if hasattr(os, "posix_fadvise"):
+        with contextlib.suppress(OSError):  # it is only advice, which not every file system takes
+            os.posix_fadvise(fd, start, end - start, os.POSIX_FADV_DONTNEED)

@@ -123,7 +123,9 @@ def _memory_kb(field: str) -> int:
 
 
 def _serve() -> None:
-    import torchsaver  # noqa: F401  before the first fork
+    import torch  # noqa: F401  before the first fork, so that torchsaver is there as a whole too
+
+    import torchsaver  # noqa: F401
 
     gc.freeze()  # a child's collector then leaves the pages of torch's modules shared
     for line in sys.stdin:

@@ -23,13 +23,13 @@ from faults.fuzz import documents
 from faults.fuzz.choices import Choices
 from formats.builders import canonical, file_bytes, raw
 
-import torchsaver
 from torchsaver.errors import TorchSaverError
 from torchsaver.formats.manifest import Manifest, format_manifest, parse_manifest
 from torchsaver.formats.safetensors_header import TensorSpec
 from torchsaver.formats.shard_index import format_index, parse_index
 from torchsaver.formats.text_proto import TextProtoError
 from torchsaver.reader import CheckpointReader
+from torchsaver.recovery import newest_valid_checkpoint
 from torchsaver.storage.state_file import format_state, get_checkpoint_state, latest_checkpoint, parse_state
 
 DOCUMENTED = (TorchSaverError, OSError)
@@ -175,7 +175,7 @@ def check_directory(data: bytes) -> bool:
         elif os.path.exists(path):
             os.unlink(path)
     try:
-        found = torchsaver.newest_valid_checkpoint(place)
+        found = newest_valid_checkpoint(place)
     except DOCUMENTED:
         return False
     if found is None:

@@ -52,7 +52,7 @@ def value_of(variables: Mapping[str, torch.Tensor]) -> float:
 def make_repeatable(patch: pytest.MonkeyPatch) -> None:
     """Let a save be the same bytes under the same names each time; nothing waits for a lock that is never let go."""
     numbers = itertools.count()
-    patch.setattr(paths, "secrets", SimpleNamespace(token_hex=lambda nbytes: f"{next(numbers):0{2 * nbytes}x}"))
+    patch.setattr(paths, "_random_hex", lambda: f"{next(numbers):016x}")
     patch.setattr(saver_module, "time", SimpleNamespace(time=lambda: 1000.0))
     patch.setattr(locks, "_PATIENCE_SECS", 0.0)
 

@@ -221,3 +221,27 @@ def test_parse_header_wrong_entry_is_refused_before_the_rest_is_parsed() -> None
     text = b'{"a":{"dtype":5},' + b'"b":' * 1_000_000  # the rest is no JSON at all
     with pytest.raises(CorruptCheckpointError, match="'a' is not an object of dtype, shape and data_offsets"):
         parse_header(text, 0, "p")
+
+
+ENTRY = '"a":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "}",
+            "",
+            " }",
+            '{"__metadata__":{"a":"b"},}',
+            '{"__metadata__":{},}',
+            "{,}",
+            '{"__metadata__":{}',
+            '{"__metadata__":{}x}',
+        ),
+        *(f'{{"__metadata__":{{}}{ENTRY}}}', f"{{,{ENTRY}}}", f"{{{ENTRY},}}", f"{{{ENTRY}{ENTRY}}}", f"{{{ENTRY}"),
+    ],
+)
+def test_parse_header_comma_too_many_or_missing_is_no_json(text: str) -> None:
+    with pytest.raises(CorruptCheckpointError, match="not JSON"):
+        parse_header(text.encode(), 0, "p")

@@ -180,9 +180,9 @@ def parse_header(
         metadata = _leading_metadata(cursor, path)
         position = cursor.position
         for layout in known:
-            after = position + len(layout.members)
+            end = position + len(layout.members)
             is_this = layout.nbytes == data_bytes and text.startswith(layout.members, position)
-            if is_this and text[after:].rstrip(" ") == "}":
+            if is_this and _ends_well(text, position, end, layout.specs):
                 return layout, metadata
         specs = _usual_specs(text, position, MAX_MEMBERS - len(metadata) - 1, path)
         if specs is None:
@@ -220,6 +220,7 @@ def _require_unicode(metadata: Mapping[str, str], path: str) -> None:
 def _usual_specs(text: str, position: int, most: int, path: str) -> list[TensorSpec] | None:
     """Return the specs by where they start, or None when the text is not, to the letter, what writers usually write."""
     specs: dict[str, TensorSpec] = {}
+    first = position
     for number, match in enumerate(_USUAL_ENTRY.finditer(text, position)):
         key, dtype, shape, start, end = match.groups()
         if match.start() != position or key in specs or key == METADATA_KEY or number == most:
@@ -227,7 +228,14 @@ def _usual_specs(text: str, position: int, most: int, path: str) -> list[TensorS
         position = match.end()
         sizes = tuple(map(int, shape.split(","))) if shape else ()
         specs[key] = _checked(TensorSpec(key, dtype, sizes, int(start), int(end)), path)
-    return _by_start(specs) if text[position:].rstrip(" ") == "}" else None
+    return _by_start(specs) if _ends_well(text, first, position, specs) else None
+
+
+def _ends_well(text: str, start: int, end: int, specs: Mapping[str, TensorSpec]) -> bool:
+    """Return whether the entries of a header, from `start` to `end`, have a comma before them and nothing after."""
+    is_first = start == len("{")
+    has_comma = start > len("{") and text[start - 1] == ","
+    return text[end:].rstrip(" ") == "}" and (is_first or (start > 0 and has_comma == bool(specs)))
 
 
 def _parse_members(cursor: JsonCursor, path: str) -> tuple[list[TensorSpec], dict[str, str]]:

@@ -67,7 +67,12 @@ def shard_files(prefix: str, count: int) -> list[str]:
         names = [shard_file(prefix, number, count, mark) for number in range(1, count + 1)]
         if not any(os.path.lexists(name) for name in names):
             return names
-        mark = f"s{os.urandom(8).hex()}"  # no step looks like this
+        mark = f"s{_random_hex()}"  # no step looks like this
+
+
+def _random_hex() -> str:
+    """Return 16 hexadecimal digits that nobody can guess; what the module `secrets` does takes long to import."""
+    return os.urandom(8).hex()
 
 
 def why_not_a_prefix(name: str) -> str | None:
@@ -164,7 +169,7 @@ def step_prefix(save_path: str, global_step: int | None, pad_step_number: bool) 
 
 def temporary_file(directory: str) -> str:
     """Return a new, unpredictable temporary name in `directory`."""
-    return os.path.join(directory, f".torchsaver-{os.urandom(8).hex()}.tmp")
+    return os.path.join(directory, f".torchsaver-{_random_hex()}.tmp")
 
 
 def is_temporary(name: str) -> bool:

@@ -69,6 +69,9 @@ class Writeback:
         """
         if self._nbytes < _LARGE_BYTES or _fallocate is None:
             return
+        free = os.fstatvfs(self._fd)
+        if self._nbytes > free.f_bavail * free.f_frsize:  # taking all there is before it fails would hit others
+            return
         has_failed = _fallocate(self._fd, _KEEP_SIZE, 0, self._nbytes)
         if has_failed and (number := ctypes.get_errno()) in NO_SPACE:
             raise OSError(number, os.strerror(number))

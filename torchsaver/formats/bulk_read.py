@@ -7,14 +7,13 @@ the cache to others.
 from __future__ import annotations
 
 import itertools
-import mmap
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeAlias
 
 from torchsaver.formats.checksum import crc32c
 from torchsaver.formats.chunks import CHUNK_BYTES, Chunk
 from torchsaver.formats.direct_io import MARGIN_BYTES, DirectReads
-from torchsaver.formats.memory import copy_bytes
+from torchsaver.formats.memory import copy_bytes, device_buffer
 from torchsaver.formats.parallel import cores, share
 from torchsaver.formats.regular_file import RegularFile
 
@@ -94,7 +93,7 @@ def _for_each(
         read_direct = direct.read if past_cache else None
 
         def run(numbers: Iterable[int]) -> None:
-            buffer = memoryview(mmap.mmap(-1, CHUNK_BYTES + MARGIN_BYTES))  # begins with a page
+            buffer = device_buffer(CHUNK_BYTES + MARGIN_BYTES)
             for number in numbers:
                 work(number, buffer, read_direct)
 

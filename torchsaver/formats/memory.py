@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import mmap
 import sys
 from collections.abc import Iterable
 
 # One view of everything; a slice of it costs a tenth of what a view by way of the tensor does, and keeps nothing alive.
 _ALL = memoryview((ctypes.c_ubyte * sys.maxsize).from_address(0)).cast("B")
 
+_HUGE_BYTES = 2 << 20
 _LARGE_BYTES = 32 << 10  # are copied while other threads go on; for less it is not worth handing over
 
 
@@ -23,6 +26,18 @@ def copy_bytes(target: memoryview, source: memoryview) -> None:
         target[:] = source
     else:
         ctypes.memmove(_address(target), _address(source), len(target))
+
+
+def device_buffer(nbytes: int) -> memoryview:
+    """Return new memory, 2 MiB at most, in one huge page where there are such: a device fills it in one go."""
+    memory = mmap.mmap(-1, 2 * _HUGE_BYTES)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without them
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    whole = memoryview(memory)
+    start = -_address(whole) % _HUGE_BYTES
+    whole[start] = 0  # it is there from now on
+    return whole[start : start + nbytes]
 
 
 def rest_of(pieces: Iterable[bytes | memoryview], done: int) -> list[memoryview]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -77,6 +78,19 @@ def stored(prefix: str) -> dict[str, torch.Tensor]:
     """Return what a checkpoint holds, read and verified without a saver."""
     with ts.load_checkpoint(prefix) as reader:
         return {key: reader.get_tensor(key) for key in reader.keys()}
+
+
+class Held:
+    """An object with a state."""
+
+    def __init__(self, state: Any) -> None:
+        self.state = state
+
+    def state_dict(self) -> Any:
+        return self.state
+
+    def load_state_dict(self, state: Any) -> None:
+        self.state = state
 
 
 def require_round_trip(directory: Path, tensors: Mapping[str, torch.Tensor]) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from damage import no_room_for_the_state_file
+from roundtrip import Held
 from torch import nn
 
 import torchsaver as ts
@@ -75,19 +76,6 @@ def test_views_of_another_dtype_and_conjugates_on_one_memory_are_restored_when_t
     base.zero_()
     ts.Saver(values).restore(prefix)
     assert torch.equal(base, expected)
-
-
-class Held:
-    """An object with a state."""
-
-    def __init__(self, state: Any) -> None:
-        self.state = state
-
-    def state_dict(self) -> Any:
-        return self.state
-
-    def load_state_dict(self, state: Any) -> None:
-        self.state = state
 
 
 def test_keys_of_a_state_came_back_in_another_order(tmp_path: Path) -> None:

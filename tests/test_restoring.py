@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import os
 import tempfile
 from collections.abc import Callable
@@ -21,20 +20,19 @@ from roundtrip import (
     CHANGES,
     MB,
     SORTS,
+    Held,
     Model,
     copies,
     differing,
     random,
     require_round_trip,
     stored,
-    zeros_like,
 )
 from safetensors.torch import save_file
 from torch import nn
 
 import torchsaver as ts
-from torchsaver.formats import bulk_read, direct_io
-from torchsaver.formats.direct_io import DirectReads
+from torchsaver.formats import bulk_read
 from torchsaver.formats.regular_file import RegularFile
 
 
@@ -46,98 +44,26 @@ def _syncing_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
 # ---- ways of reading
 
 
-def cached(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(DirectReads, "_is_cached", lambda *_: True)
+def at_once(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(bulk_read, "_FEW_BYTES", 1 << 40)
 
 
-def uncached(patch: pytest.MonkeyPatch) -> None:
+def in_threads(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(bulk_read, "_FEW_BYTES", 0)
-    patch.setattr(DirectReads, "_is_cached", lambda *_: False)
 
 
 def no_preadv(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(bulk_read, "_FEW_BYTES", 0)
-    patch.setattr(direct_io, "_LINUX", False)
+    in_threads(patch)
     patch.delattr(os, "preadv", raising=False)
-
-
-def no_preadv_on_linux(patch: pytest.MonkeyPatch) -> None:
-    uncached(patch)
-    patch.delattr(os, "preadv", raising=False)
-
-
-def not_linux(patch: pytest.MonkeyPatch) -> None:
-    uncached(patch)
-    patch.setattr(direct_io, "_LINUX", False)
-    patch.setattr(direct_io, "_libc", None)
-
-
-def refused_open(patch: pytest.MonkeyPatch) -> None:
-    uncached(patch)
-    open_file = os.open
-
-    def refusing(path: Any, flags: int, *rest: Any, **more: Any) -> int:
-        if flags & getattr(os, "O_DIRECT", 0):
-            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-        return open_file(path, flags, *rest, **more)
-
-    patch.setattr(os, "open", refusing)
-
-
-def failing_reads(patch: pytest.MonkeyPatch) -> None:
-    uncached(patch)
-    only_direct(patch, lambda *_: (_ for _ in ()).throw(OSError(errno.EINVAL, os.strerror(errno.EINVAL))))
 
 
 def short_reads(patch: pytest.MonkeyPatch) -> None:
-    uncached(patch)
+    in_threads(patch)
     preadv = os.preadv
-    only_direct(patch, lambda fd, buffers, at: preadv(fd, [buffers[0][:4096]], at))
+    patch.setattr(os, "preadv", lambda fd, buffers, at: preadv(fd, [buffers[0][:4096]], at))
 
 
-def empty_reads(patch: pytest.MonkeyPatch) -> None:
-    uncached(patch)
-    only_direct(patch, lambda *_: 0)
-
-
-def only_direct(patch: pytest.MonkeyPatch, preadv: Callable[..., int]) -> None:
-    """Let direct reads go through `preadv`, and no others."""
-    true_preadv, read = os.preadv, DirectReads.read
-
-    def reading(self: DirectReads, *arguments: Any) -> memoryview | None:
-        ours.add(self._fd)
-        return read(self, *arguments)
-
-    ours: set[int | None] = set()
-    patch.setattr(DirectReads, "read", reading)
-    patch.setattr(os, "preadv", lambda fd, *rest: (preadv if fd in ours else true_preadv)(fd, *rest))
-
-
-def no_mincore(patch: pytest.MonkeyPatch) -> None:
-    class Broken:
-        mincore = staticmethod(lambda *_: -1)
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(libc, name)
-
-    libc = direct_io._libc
-    patch.setattr(bulk_read, "_FEW_BYTES", 0)
-    if libc is not None:
-        patch.setattr(direct_io, "_libc", Broken())
-
-
-WAYS: list[Any] = [
-    cached,
-    uncached,
-    no_preadv,
-    no_preadv_on_linux,
-    not_linux,
-    refused_open,
-    failing_reads,
-    short_reads,
-    empty_reads,
-    no_mincore,
-]
+WAYS: list[Any] = [at_once, in_threads, no_preadv, short_reads]
 
 
 @pytest.mark.parametrize("sort", ["mixed", "many"])
@@ -147,27 +73,6 @@ def test_restore_on_any_system_comes_back_bit_for_bit(
 ) -> None:
     way(monkeypatch)
     require_round_trip(tmp_path, SORTS[sort]())
-
-
-def test_restore_of_much_that_is_not_in_the_cache_reads_it_directly(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    read, found = DirectReads.read, []
-
-    def reading(self: DirectReads, *arguments: Any) -> memoryview | None:
-        found.append(read(self, *arguments) is not None)
-        return read(self, *arguments)
-
-    values = SORTS["many"]()
-    prefix = ts.Saver(values).save(tmp_path / "m")
-    targets = zeros_like(values)
-    uncached(monkeypatch)
-    monkeypatch.setattr(DirectReads, "read", reading)
-    ts.Saver(targets).restore(prefix)
-    assert differing(targets, values) == []
-    if not any(found):
-        pytest.skip("this file system has no direct I/O")
-    assert len(found) >= 11  # each chunk, once: the checksums go through the cache, which is read next
 
 
 # ---- worked out before
@@ -300,19 +205,6 @@ def test_restore_of_a_checkpoint_whose_shape_changed_is_a_mismatch_and_changes_n
         assert all(value.eq(1).all() for value in values.values())
 
 
-class Held:
-    """An object with a state."""
-
-    def __init__(self, state: Any) -> None:
-        self.state = state
-
-    def state_dict(self) -> Any:
-        return self.state
-
-    def load_state_dict(self, state: Any) -> None:
-        self.state = state
-
-
 def test_restore_of_a_checkpoint_with_other_objects_reports_its_own_unused_keys(tmp_path: Path) -> None:
     values = {"w": torch.ones(3)}
     with_object = ts.Saver({**values, "schedule": Held({"n": 1})}).save(tmp_path / "with")
@@ -339,7 +231,7 @@ def test_restore_of_a_tied_value_into_two_tensors_beside_an_object_is_right(tmp_
     assert held.state["t"].tolist() == [0, 1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("way", [cached, uncached])
+@pytest.mark.parametrize("way", [at_once, in_threads])
 def test_restore_of_a_tied_value_into_two_tensors_fills_both(
     way: Callable[[pytest.MonkeyPatch], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -387,7 +279,7 @@ TARGETS: dict[str, Callable[[], dict[str, torch.Tensor]]] = {
 
 @pytest.mark.parametrize("max_shard_bytes", [None, 4 * MB])
 @pytest.mark.parametrize("targets", TARGETS)
-@pytest.mark.parametrize("way", [cached, uncached])
+@pytest.mark.parametrize("way", [at_once, in_threads])
 def test_restore_with_a_flipped_bit_in_the_last_tensor_changes_nothing(
     way: Callable[[pytest.MonkeyPatch], None],
     targets: str,
@@ -414,7 +306,7 @@ def test_restore_with_a_flipped_bit_in_the_last_tensor_changes_nothing(
     assert differing(values, BIG) == ["d"]
 
 
-@pytest.mark.parametrize("way", [cached, uncached])
+@pytest.mark.parametrize("way", [at_once, in_threads])
 def test_restore_of_a_file_that_is_cut_while_values_are_filled_in_says_that_some_may_be_new(
     way: Callable[[pytest.MonkeyPatch], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -97,7 +97,7 @@ def restore_from(
     plan = prepared.plan
     if verify:
         for part in prepared.parts:
-            reader.files[part.number].verify(part.specs, part.checked, again_soon=True)
+            reader.files[part.number].verify(part.specs, part.checked)
     require_equal_ties(plan, reader)
     require_one_value_a_place(slots, prepared, reader)
     with objects_loaded(slots, plan, reader):

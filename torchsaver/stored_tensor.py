@@ -29,11 +29,6 @@ class StoredTensor(NamedTuple):
         return self.spec.nbytes
 
     @property
-    def position(self) -> tuple[str, int]:
-        """Where the bytes are; tensors are read fastest in this order."""
-        return self.file.path, self.spec.start
-
-    @property
     def checksum(self) -> int:
         """The stored CRC-32C of the bytes; where none is stored (a third party's file), they are read for it."""
         stored = self.file.manifest.crc32c.get(self.spec.key)

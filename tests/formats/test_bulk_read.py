@@ -18,7 +18,6 @@ from torchsaver.formats import bulk_read, chunks
 from torchsaver.formats.bulk_read import read_chunks
 from torchsaver.formats.checksum import crc32c
 from torchsaver.formats.chunks import Chunk, Extent, cut_into_chunks, joined_by_owner
-from torchsaver.formats.direct_io import ALIGNMENT, DirectReads
 from torchsaver.formats.parallel import cores
 from torchsaver.formats.regular_file import RegularFile
 
@@ -43,8 +42,7 @@ def file(content: bytes, tmp_path: Path) -> Iterator[RegularFile]:
 
 @pytest.fixture(autouse=True)
 def _chunks_are_small_and_no_thread_or_file_is_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for module in (bulk_read, chunks):
-        monkeypatch.setattr(module, "CHUNK_BYTES", CHUNK)
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", CHUNK)
 
     def held() -> tuple[int, int]:
         return threading.active_count(), len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
@@ -85,30 +83,17 @@ def few(patch: pytest.MonkeyPatch) -> None:
 
 def threads(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(bulk_read, "_FEW_BYTES", 0)
-    patch.setattr(DirectReads, "_is_cached", lambda *_: True)
 
 
-def direct(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(bulk_read, "_FEW_BYTES", 0)
-    patch.setattr(DirectReads, "_is_cached", lambda *_: False)
-
-
-def some_direct(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(bulk_read, "_FEW_BYTES", 0)
-    patch.setattr(DirectReads, "_is_cached", lambda _, position, __: position // CHUNK % 2)
-
-
-WAYS = [few, threads, direct, some_direct]
+WAYS = [few, threads]
 
 
 @pytest.mark.parametrize("fill", [True, False])
 @pytest.mark.parametrize("checksum", [True, False])
-@pytest.mark.parametrize("past_cache", [True, False])
 @pytest.mark.parametrize("way", WAYS)
 def test_read_chunks_every_way_gives_the_same_values_and_checksums(
     way: Callable[[pytest.MonkeyPatch], None],
     *,
-    past_cache: bool,
     checksum: bool,
     fill: bool,
     file: RegularFile,
@@ -118,7 +103,7 @@ def test_read_chunks_every_way_gives_the_same_values_and_checksums(
     way(monkeypatch)
     target = Target(SIZES)
     cut = cut_into_chunks(target.extents)
-    found = read_chunks(file, BASE, cut, fill=fill, checksum=checksum, past_cache=past_cache)
+    found = read_chunks(file, BASE, cut, fill=fill, checksum=checksum)
     if checksum:
         wanted = [crc32c(content[BASE + extent.start : BASE + extent.end]) for extent in target.extents]
         assert joined_by_owner(cut, found, len(SIZES)) == wanted
@@ -151,56 +136,17 @@ def test_read_chunks_of_few_bytes_are_read_here_and_of_more_shared_among_threads
     shared: list[tuple[int, int]] = []
     monkeypatch.setattr(bulk_read, "share", lambda count, threads, _: shared.append((count, threads)))
     monkeypatch.setattr(bulk_read, "_FEW_BYTES", 4 * CHUNK)
-    read_chunks(file, BASE, cut_into_chunks([Extent(0, 4 * CHUNK)]))
-    assert shared == []
-    for past_cache in (True, False):
-        read_chunks(file, BASE, cut_into_chunks([Extent(0, 4 * CHUNK + 1)]), past_cache=past_cache)
-    assert shared == [(5, 8), (5, 2 * cores())]
+    for nbytes in (4 * CHUNK, 4 * CHUNK + 1):
+        read_chunks(file, BASE, cut_into_chunks([Extent(0, nbytes)]))
+    monkeypatch.setattr(bulk_read, "cores", lambda: 64)
+    read_chunks(file, BASE, cut_into_chunks([Extent(0, 4 * CHUNK + 1)]))
+    assert shared == [(4, 1), (5, min(2 * cores(), 8)), (5, 8)]
 
 
-def test_read_chunks_direct_reads_are_aligned_in_the_file_and_in_memory(
-    file: RegularFile, content: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    direct(monkeypatch)
-    fd, calls = file.fileno(), []
-    preadv = os.preadv
-
-    def noting(descriptor: int, buffers: list[memoryview], position: int) -> int:
-        if descriptor != fd:
-            address = ctypes.addressof(ctypes.c_ubyte.from_buffer(buffers[0]))
-            calls.append((address % ALIGNMENT, len(buffers[0]) % ALIGNMENT, position % ALIGNMENT, len(buffers)))
-        return preadv(descriptor, buffers, position)
-
-    monkeypatch.setattr(os, "preadv", noting)
-    target = Target(SIZES)
-    cut = cut_into_chunks(target.extents)
-    read_chunks(file, BASE, cut, fill=True)
-    assert target.holds(content)
-    if not calls:
-        pytest.skip("this file system has no direct I/O")
-    assert calls == [(0, 0, 0, 1)] * len(cut)
-
-
-def test_read_chunks_that_is_to_stay_in_the_cache_never_reads_past_it(
-    file: RegularFile, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def unwanted(*_: object) -> None:
-        raise AssertionError("a direct read")
-
-    direct(monkeypatch)
-    cut = cut_into_chunks(laid_out(SIZES))
-    monkeypatch.setattr(DirectReads, "read", unwanted)
-    read_chunks(file, BASE, cut, checksum=True, past_cache=False)
-    with pytest.raises(AssertionError, match="a direct read"):
-        read_chunks(file, BASE, cut, checksum=True)
-
-
-@pytest.mark.parametrize("past_cache", [True, False])
 @pytest.mark.parametrize("way", WAYS)
 def test_read_chunks_of_a_file_cut_before_or_while_it_is_read_is_a_corrupt_checkpoint(
     way: Callable[[pytest.MonkeyPatch], None],
     *,
-    past_cache: bool,
     file: RegularFile,
     content: bytes,
     monkeypatch: pytest.MonkeyPatch,
@@ -217,7 +163,7 @@ def test_read_chunks_of_a_file_cut_before_or_while_it_is_read_is_a_corrupt_check
     monkeypatch.setattr(os, "preadv", cutting)
     for _ in range(2):  # while, and before
         with pytest.raises(CorruptCheckpointError, match="bytes early") as caught:
-            read_chunks(file, BASE, cut, checksum=True, past_cache=past_cache)
+            read_chunks(file, BASE, cut, checksum=True)
         assert caught.value.path == file.path
         assert BASE + 100 <= caught.value.offset < len(content)
 
@@ -241,10 +187,10 @@ def test_read_chunks_with_a_device_that_fails_once_raises_its_error_and_names_th
 ) -> None:
     way(monkeypatch)
     target = Target(SIZES)
-    fd, preadv, calls = file.fileno(), os.preadv, iter(range(1000))
+    preadv, calls = os.preadv, iter(range(1000))
 
     def failing(descriptor: int, buffers: Any, position: int) -> int:
-        if descriptor != fd or next(calls) == nth:
+        if next(calls) == nth:
             raise OSError(5, "Input/output error")
         return preadv(descriptor, buffers, position)
 
@@ -254,11 +200,10 @@ def test_read_chunks_with_a_device_that_fails_once_raises_its_error_and_names_th
     assert (caught.value.errno, caught.value.filename) == (5, file.path)
 
 
-@pytest.mark.parametrize("way", [threads, direct])
 def test_read_chunks_after_an_error_in_one_thread_the_others_read_no_further_chunk(
-    way: Callable[[pytest.MonkeyPatch], None], file: RegularFile, monkeypatch: pytest.MonkeyPatch
+    file: RegularFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    way(monkeypatch)
+    threads(monkeypatch)
     cut = [Chunk(0, 1, [1], [0], [memoryview(bytearray(1))])] * 200_000
     calls: list[int] = []
 
@@ -266,11 +211,10 @@ def test_read_chunks_after_an_error_in_one_thread_the_others_read_no_further_chu
         calls.append(1)
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(DirectReads, "read", lambda *_: None)
     monkeypatch.setattr(RegularFile, "read_into", failing)
     with pytest.raises(OSError, match="Input/output"):
         read_chunks(file, BASE, cut, fill=True)
-    assert len(calls) <= 2 * bulk_read._DISK_REQUESTS
+    assert len(calls) <= 2 * 2 * cores()
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -278,11 +222,9 @@ def test_read_chunks_through_short_reads_gives_every_byte(
     way: Callable[[pytest.MonkeyPatch], None], file: RegularFile, content: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     way(monkeypatch)
-    fd, preadv = file.fileno(), os.preadv
+    preadv = os.preadv
 
     def short(descriptor: int, buffers: list[memoryview], position: int) -> int:
-        if descriptor != fd:
-            return preadv(descriptor, [buffers[0][:ALIGNMENT]], position)
         return preadv(descriptor, [*buffers[:2], *[b[:10] for b in buffers[2:3]]], position)
 
     monkeypatch.setattr(os, "preadv", short)

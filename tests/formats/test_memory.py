@@ -7,9 +7,7 @@ import itertools
 import pytest
 import torch
 
-from torchsaver.formats.memory import copy_bytes, memory_at, rest_of
-
-LARGE = 32 << 10
+from torchsaver.formats.memory import memory_at, rest_of
 
 
 def test_memory_at_shares_the_tensor_s_memory_both_ways() -> None:
@@ -33,21 +31,6 @@ def test_memory_at_keeps_nothing_alive() -> None:
     del tensor
     assert weak.expired()
     del view
-
-
-@pytest.mark.parametrize("nbytes", [0, 1, LARGE - 1, LARGE, LARGE + 1, 100_001])
-def test_copy_bytes_any_size_copies_these_bytes_and_no_others(nbytes: int) -> None:
-    source = torch.randint(1, 255, (nbytes,), dtype=torch.uint8)
-    target = torch.zeros(nbytes + 2, dtype=torch.uint8)
-    copy_bytes(memory_at(target.data_ptr() + 1, nbytes), memory_at(source.data_ptr(), nbytes))
-    assert torch.equal(target[1:-1], source)
-    assert (target[0], target[-1]) == (0, 0)
-
-
-def test_copy_bytes_between_slices_of_buffers_of_python_copies_them() -> None:
-    source, target = bytearray(range(256)) * 400, bytearray(102_400)
-    copy_bytes(memoryview(target)[3:90_003], memoryview(source)[1:90_001])
-    assert bytes(target) == bytes(3) + bytes(source[1:90_001]) + bytes(102_400 - 90_003)
 
 
 @pytest.mark.parametrize("sizes", [(), (0,), (3,), (2, 0, 3), (0, 4, 0), (1, 1, 1, 5)])

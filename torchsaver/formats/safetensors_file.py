@@ -90,36 +90,29 @@ class SafetensorsFile:
         chunks = cut_into_chunks([Extent(spec.start, spec.end, address)])
         return self._checksums(chunks, 1, fill=True)[0]
 
-    def checksums(
-        self, specs: Sequence[header.TensorSpec], chunks: list[Chunk] | None = None, *, again_soon: bool = False
-    ) -> list[int]:
+    def checksums(self, specs: Sequence[header.TensorSpec], chunks: Sequence[Chunk] | None = None) -> list[int]:
         """Return the CRC-32C of tensors' bytes as they are on the disk now; errors as `fill`.
 
         Args:
             specs: In the order of the file.
             chunks: Theirs, where they are known already.
-            again_soon: Whether they are to be read next, and the page cache had better hold them.
         """
         if chunks is None:
             chunks = cut_into_chunks(Extent(spec.start, spec.end) for spec in specs)
-        return self._checksums(chunks, len(specs), past_cache=not again_soon)
+        return self._checksums(chunks, len(specs))
 
-    def _checksums(
-        self, chunks: Sequence[Chunk], count: int, *, fill: bool = False, past_cache: bool = True
-    ) -> list[int]:
-        found = read_chunks(self._file, self._data_start, chunks, fill=fill, checksum=True, past_cache=past_cache)
+    def _checksums(self, chunks: Sequence[Chunk], count: int, *, fill: bool = False) -> list[int]:
+        found = read_chunks(self._file, self._data_start, chunks, fill=fill, checksum=True)
         return joined_by_owner(chunks, found, count)
 
-    def verify(
-        self, specs: Sequence[header.TensorSpec], chunks: list[Chunk] | None = None, *, again_soon: bool = False
-    ) -> None:
+    def verify(self, specs: Sequence[header.TensorSpec], chunks: Sequence[Chunk] | None = None) -> None:
         """Read tensors and compare their checksums; a third party's file has none. Arguments as `checksums`.
 
         Raises:
             CorruptCheckpointError: The first one that differs.
         """
         if stored := self.manifest.crc32c:  # of every tensor, or of none
-            found = self.checksums(specs, chunks, again_soon=again_soon)
+            found = self.checksums(specs, chunks)
             for spec, checksum in zip(specs, found, strict=True):
                 if stored.get(spec.key) != checksum:
                     self.compare(spec, checksum)

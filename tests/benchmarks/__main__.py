@@ -40,7 +40,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             results: Results = json.load(file)
     else:
         results = _run(options)
-        _write_json(results, options.json)
     print(format_report(results))
     try:
         draw_chart(results, options.chart)
@@ -82,8 +81,9 @@ def _run(options: argparse.Namespace) -> Results:
         if peers:
             print(f"{part}, at {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
             _run_part(part, peers, mode, settings, results)
-    results["seconds"] = time.monotonic() - start
-    results["versions"] = _versions(results)
+            results["seconds"] = time.monotonic() - start
+            results["versions"] = _versions(results)
+            _write_json(results, options.json)  # a run that is cut off leaves what it had
     return results
 
 

@@ -11,6 +11,10 @@ OUTPUT = PROJECT / "build" / "bench"
 
 
 def environment_variables() -> dict[str, str]:
-    """Return the environment of this process, with this package and, unless it names another, this library in it."""
+    """Return the environment of this process, with this package and, unless it names another, this library in it.
+
+    Byte code is kept, as it is wherever a library is installed, so that an import is no compilation.
+    """
     path = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH"), str(PROJECT)]))
-    return {**os.environ, "PYTHONPATH": path}
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return {**kept, "PYTHONPATH": path}

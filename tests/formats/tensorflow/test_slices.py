@@ -1,0 +1,65 @@
+"""Slices of partitioned variables, as TensorFlow writes them in keys and messages."""
+
+from __future__ import annotations
+
+import corpus
+import pytest
+from corpus import CORPUS
+from hypothesis import given
+from hypothesis import strategies as st
+
+from torchsaver.formats.regular_file import RegularFile
+from torchsaver.formats.tensorflow.slices import Range, parse_slice, slice_key
+from torchsaver.formats.tensorflow.sstable import read_table
+from torchsaver.formats.tensorflow.wire import parse_message
+
+ENTRY = {1: ("dtype", "int64"), 7: ("slices", "bytes*")}  # of a BundleEntryProto
+PARTITIONED = ["v2_partitioned", "v2_sharded_partitioned", "partitioned_dtypes", "max_shard_object"]
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(0, "80"), (63, "bf"), (-1, "7f"), (-64, "40"), (64, "c040"), (8191, "dfff"), (8192, "e02000"), (-65, "3fbf")],
+)
+def test_number_in_a_key_has_the_code_of_the_format(number: int, code: str) -> None:
+    assert slice_key(b"", [Range(number, 0)]).hex() == f"0000010101{code}80"
+
+
+def test_scalar_has_rank_zero_and_zeros_in_a_name_are_escaped() -> None:
+    assert slice_key(b"a\x00b\xffc", []).hex() == "006100ff62ff0063000100"
+
+
+@given(st.integers(-(2**63), 2**63 - 1), st.integers(-(2**63), 2**63 - 1))
+def test_keys_compare_as_their_numbers_do(one: int, two: int) -> None:
+    assert (slice_key(b"v", [Range(one)]) < slice_key(b"v", [Range(two)])) == (one < two)
+
+
+@pytest.mark.parametrize("case", PARTITIONED)
+def test_every_slice_of_a_partitioned_variable_is_found_under_its_key(case: str) -> None:
+    prefix = corpus.expected(case)["prefix"]
+    table = dict(read_table(RegularFile(str(CORPUS / case / f"{prefix}.index"))))
+    parts = {
+        slice_key(key, parse_slice(part))
+        for key, value in table.items()
+        if key
+        for part in parse_message(value, ENTRY)["slices"]
+    }
+    names = {corpus.key_of(tensor) for tensor in corpus.expected(case)["tensors"]}
+    assert len(parts) > 1
+    assert set(table) - {b""} == names | parts
+
+
+@pytest.mark.parametrize(
+    ("part", "size", "within"),
+    [(Range(), 5, Range(0, 5)), (Range(2, 3), 5, Range(2, 3)), (Range(5, 0), 5, Range(5, 0))],
+)
+def test_range_within_a_dimension_has_its_length(part: Range, size: int, within: Range) -> None:
+    assert part.within(size) == within
+
+
+@pytest.mark.parametrize(
+    "part", [Range(3, 3), Range(-1, 2), Range(0, -2), Range(1), Range(6, 0), Range(2**63 - 1, 2**63 - 1)]
+)
+def test_range_beyond_a_dimension_is_refused(part: Range) -> None:
+    with pytest.raises(ValueError, match="in a dimension of 5"):
+        part.within(5)

@@ -1,0 +1,74 @@
+"""Slices of partitioned variables: a part of a tensor, as a message and as the key under which a table has its values.
+
+    key   00 | name, 00 as 00 ff and ff as ff 00 | 00 01 | rank | start and length of each dimension
+
+Numbers in a key are of as few bytes as they need, and compare as they do. A whole dimension is start 0, length -1.
+
+Source: ordered_code.cc and saved_tensor_slice_util.cc in TensorFlow.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torchsaver.formats.tensorflow.wire import Schema, parse_message
+
+WHOLE = -1  # as a length: all of the dimension
+
+_SLICE: Schema = {1: ("extents", "bytes*")}
+_EXTENT: Schema = {1: ("start", "int64"), 2: ("lengths", "int64*")}  # whether there is a length matters
+_ESCAPED = re.compile(rb"[\x00\xff]")
+
+
+class Range(NamedTuple):
+    """What a slice has of one dimension: `length` elements from `start` on, or WHOLE."""
+
+    start: int = 0
+    length: int = WHOLE
+
+    def within(self, size: int) -> Range:
+        """Return the range of a dimension of `size` elements, with its length in elements.
+
+        Raises:
+            ValueError: It reaches beyond the dimension.
+        """
+        length = size - self.start if self.length == WHOLE else self.length
+        if self.start < 0 or length < 0 or self.start + length > size or (self.length == WHOLE and self.start):
+            raise ValueError(f"a slice of {self.length} elements from {self.start} on, in a dimension of {size}")
+        return Range(self.start, length)
+
+
+def parse_slice(data: bytes) -> tuple[Range, ...]:
+    """Return the ranges of a TensorSliceProto, one for each dimension.
+
+    Raises:
+        ValueError: It is none.
+    """
+    ranges = []
+    for extent in parse_message(data, _SLICE)["extents"]:
+        message = parse_message(extent, _EXTENT)
+        ranges.append(Range(message["start"], message["lengths"][-1] if message["lengths"] else WHOLE))
+    return tuple(ranges)
+
+
+def slice_key(name: bytes, ranges: Sequence[Range]) -> bytes:
+    """Return the key under which a table has the values of a slice of the tensor `name`."""
+    escaped = _ESCAPED.sub(lambda match: b"\x00\xff" if match[0] == b"\x00" else b"\xff\x00", name)
+    numbers = b"".join(_signed(number) for each in ranges for number in each)
+    return b"\x00" + escaped + b"\x00\x01" + _unsigned(len(ranges)) + numbers
+
+
+def _unsigned(value: int) -> bytes:
+    nbytes = (value.bit_length() + 7) // 8
+    return bytes([nbytes]) + value.to_bytes(nbytes, "big")
+
+
+def _signed(value: int) -> bytes:
+    """Return a number in n bytes whose n topmost bits, for a number that is not negative, are ones and then a zero."""
+    magnitude = ~value if value < 0 else value
+    nbytes = magnitude.bit_length() // 7 + 1
+    bits = 8 * nbytes
+    ones = (1 << nbytes) - 1 << bits - nbytes
+    return ((value & (1 << bits) - 1) ^ ones).to_bytes(nbytes, "big")

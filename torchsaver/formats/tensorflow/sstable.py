@@ -1,0 +1,151 @@
+"""Sorted string tables, LevelDB's, in which TensorFlow keeps the index of a bundle and the whole of a V1 file.
+
+    file    blocks, then a footer of 48 bytes: handles of the metaindex and the index block, padding, MAGIC
+    block   contents | type, 0 plain or 1 snappy | masked CRC-32C of both; a handle's size is that of contents
+    contents   entries | restarts, u32 each | number of restarts, u32
+    entry   shared, unshared, value size: varints | unshared bytes of the key | value
+
+The index block's entries have handles of data blocks as their values.
+
+Source: table_format.md in github.com/google/leveldb; block.cc and format.cc in TensorFlow's tsl/lib/io.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torchsaver.errors import CorruptCheckpointError
+from torchsaver.formats.checksum import crc32c
+from torchsaver.formats.regular_file import RegularFile
+from torchsaver.formats.tensorflow import snappy
+from torchsaver.formats.tensorflow.wire import read_varint
+
+FOOTER_BYTES = 48
+TRAILER_BYTES = 5  # of a block: its type and checksum
+MAGIC = bytes.fromhex("57fb808b247547db")
+_MASK_DELTA = 0xA282EAD8
+_MOST_ENTRY_BYTES = 5  # of each of the three varints at the start of an entry, which are of 32 bits
+
+
+def masked(checksum: int) -> int:
+    """Return a CRC-32C as tables and bundles store it, so that one of bytes with one in them is as good as any.
+
+    Source: crc32c.h in LevelDB.
+    """
+    return ((checksum >> 15 | checksum << 17) + _MASK_DELTA) & 0xFFFFFFFF
+
+
+def unmasked(stored: int) -> int:
+    """Return the CRC-32C that `masked` made into `stored`."""
+    rotated = (stored - _MASK_DELTA) & 0xFFFFFFFF
+    return (rotated >> 17 | rotated << 15) & 0xFFFFFFFF
+
+
+def has_magic(file: RegularFile) -> bool:
+    """Return whether a file ends as a table does."""
+    return file.nbytes >= FOOTER_BYTES and file.read(file.nbytes - len(MAGIC), len(MAGIC)) == MAGIC
+
+
+def read_table(file: RegularFile) -> Iterator[tuple[bytes, bytes]]:
+    """Yield every (key, value) in order, a block at a time, each with its checksum verified.
+
+    Raises:
+        CorruptCheckpointError: It is no table, or a damaged one; keys that do not ascend are damage too.
+    """
+    last: bytes | None = None
+    for offset, nbytes in read_handles(file):
+        for key, value in read_block(file, offset, nbytes):
+            if last is not None and key <= last:
+                raise CorruptCheckpointError(file.path, offset, f"key {key!r} comes after {last!r}")
+            last = key
+            yield key, value
+
+
+def read_handles(file: RegularFile) -> list[tuple[int, int]]:
+    """Return the (offset, size) of each data block, in the order of their keys.
+
+    Raises:
+        CorruptCheckpointError: The footer or the index block is damaged, or blocks lie over each other.
+    """
+    if file.nbytes < FOOTER_BYTES:
+        raise CorruptCheckpointError(file.path, 0, f"{file.nbytes} bytes are too short for a table")
+    start = file.nbytes - FOOTER_BYTES
+    footer = bytes(file.read(start, FOOTER_BYTES))
+    if not footer.endswith(MAGIC):
+        raise CorruptCheckpointError(file.path, file.nbytes - len(MAGIC), "it does not end as a table does")
+    try:
+        _, position = _read_handle(footer, 0)
+        (offset, nbytes), _ = _read_handle(footer, position)
+    except ValueError as error:
+        raise CorruptCheckpointError(file.path, start, f"footer: {error}") from error
+    handles, total = [], 0
+    for key, value in read_block(file, offset, nbytes):
+        try:
+            handle, _ = _read_handle(value, 0)
+        except ValueError as error:
+            raise CorruptCheckpointError(file.path, offset, f"index block, {key!r}: {error}") from error
+        total += handle[1] + TRAILER_BYTES
+        if total > file.nbytes:  # or one block could be read ten thousand times
+            raise CorruptCheckpointError(file.path, offset, "the index block has more blocks than the file can hold")
+        handles.append(handle)
+    return handles
+
+
+def read_block(file: RegularFile, offset: int, nbytes: int) -> list[tuple[bytes, bytes]]:
+    """Return the (key, value) entries of one block, after verifying its checksum.
+
+    Raises:
+        CorruptCheckpointError: It lies outside the file, or is damaged.
+    """
+    if offset + nbytes + TRAILER_BYTES > file.nbytes - FOOTER_BYTES:
+        raise CorruptCheckpointError(file.path, offset, f"a block of {nbytes} bytes at {offset} ends beyond the blocks")
+    data = bytes(file.read(offset, nbytes + TRAILER_BYTES))
+    stored, found = int.from_bytes(data[nbytes + 1 :], "little"), masked(crc32c(data[: nbytes + 1]))
+    if stored != found:
+        raise CorruptCheckpointError(file.path, offset, f"checksum of a block: {stored:08x} stored, {found:08x} found")
+    try:
+        return _parse_block(_plain(data[nbytes], data[:nbytes]))
+    except ValueError as error:
+        raise CorruptCheckpointError(file.path, offset, f"block: {error}") from error
+
+
+def _plain(kind: int, contents: bytes) -> bytes:
+    if kind == 0:
+        return contents
+    if kind == 1:
+        return snappy.decompress(contents)
+    raise ValueError(f"its type is {kind}; 0, plain, and 1, snappy, are known")
+
+
+def _parse_block(contents: bytes) -> list[tuple[bytes, bytes]]:
+    restarts = int.from_bytes(contents[-4:], "little")
+    end = len(contents) - 4 - 4 * restarts
+    if len(contents) < 4 or not restarts or end < 0:
+        raise ValueError(f"{len(contents)} bytes with {restarts} restarts")
+    entries, position, key = [], 0, b""
+    while position < end:
+        shared, unshared, value_bytes, position = _entry_sizes(contents, position)
+        value_start = position + unshared
+        if shared > len(key) or value_start + value_bytes > end:
+            raise ValueError(f"an entry before byte {position} reaches beyond the block or the key before it")
+        key = key[:shared] + contents[position:value_start]
+        position = value_start + value_bytes
+        entries.append((key, contents[value_start:position]))
+    return entries
+
+
+def _entry_sizes(contents: bytes, position: int) -> tuple[int, int, int, int]:
+    """Return shared, unshared and value size of the entry at `position`, and where its key starts."""
+    sizes = contents[position : position + 3]
+    if len(sizes) == 3 and max(sizes) < 0x80:  # nearly always
+        return sizes[0], sizes[1], sizes[2], position + 3
+    shared, position = read_varint(contents, position, _MOST_ENTRY_BYTES)
+    unshared, position = read_varint(contents, position, _MOST_ENTRY_BYTES)
+    value_bytes, position = read_varint(contents, position, _MOST_ENTRY_BYTES)
+    return shared, unshared, value_bytes, position
+
+
+def _read_handle(data: bytes, position: int) -> tuple[tuple[int, int], int]:
+    offset, position = read_varint(data, position)
+    nbytes, position = read_varint(data, position)
+    return (offset, nbytes), position

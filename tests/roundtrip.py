@@ -70,8 +70,12 @@ def differing(found: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tens
 def _same(one: torch.Tensor, two: torch.Tensor) -> bool:
     if (one.dtype, one.shape) != (two.dtype, two.shape):
         return False
-    one, two = (tensor.detach().resolve_conj().resolve_neg().contiguous() for tensor in (one, two))
-    return torch.equal(one.view(-1).view(torch.uint8), two.view(-1).view(torch.uint8))
+    # A single element with a stride of 2 is contiguous by definition, and cannot be viewed as bytes.
+    one, two = (
+        tensor.detach().resolve_conj().resolve_neg().clone(memory_format=torch.contiguous_format).view(-1)
+        for tensor in (one, two)
+    )
+    return torch.equal(one.view(torch.uint8), two.view(torch.uint8))
 
 
 def stored(prefix: str) -> dict[str, torch.Tensor]:

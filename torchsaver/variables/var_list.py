@@ -138,13 +138,13 @@ def resolve(entries: Iterable[Entry]) -> Slots:
     Raises:
         VarListError: A key stands twice, one tensor stands under two keys of the user's, or a module's value is a copy.
     """
-    problems = Problems()
-    slots = Slots()
-    keys: dict[int, str] = {}  # the key of each tensor, by id
     entries = list(entries)
     tensors = {entry.key: entry.value for entry in entries if isinstance(entry.value, torch.Tensor)}
     if len(tensors) == len(entries) == len(set(map(id, tensors.values()))):
-        return Slots(tensors)  # the common case, of which there can be tens of thousands
+        return Slots(tensors)  # nothing to look for; there can be tens of thousands, and going through them takes 3x
+    problems = Problems()
+    slots = Slots()
+    keys: dict[int, str] = {}  # the key of each tensor, by id
     # Tensors given by themselves come first: a module that has one of them too adds another name, whatever the order.
     for entry in sorted(entries, key=lambda entry: isinstance(entry.value, torch.nn.Module)):
         value = entry.value.tensor() if isinstance(entry.value, Place) else entry.value

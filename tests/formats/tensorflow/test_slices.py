@@ -25,8 +25,9 @@ def test_number_in_a_key_has_the_code_of_the_format(number: int, code: str) -> N
     assert slice_key(b"", [Range(number, 0)]).hex() == f"0000010101{code}80"
 
 
-def test_scalar_has_rank_zero_and_zeros_in_a_name_are_escaped() -> None:
-    assert slice_key(b"a\x00b\xffc", []).hex() == "006100ff62ff0063000100"
+@pytest.mark.parametrize(("name", "code"), [(b"a\x00b\xffc", "6100ff62ff0063"), (b"\x00\x01\xff\x01", "00ff01ff0001")])
+def test_name_of_a_scalar_is_escaped_and_has_rank_zero(name: bytes, code: str) -> None:
+    assert slice_key(name, []).hex() == f"00{code}000100"
 
 
 @given(st.integers(-(2**63), 2**63 - 1), st.integers(-(2**63), 2**63 - 1))

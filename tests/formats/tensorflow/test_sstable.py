@@ -11,7 +11,7 @@ from corpus import CORPUS, CORRUPT
 from torchsaver.errors import CorruptCheckpointError
 from torchsaver.formats.checksum import crc32c
 from torchsaver.formats.regular_file import RegularFile
-from torchsaver.formats.tensorflow.sstable import FOOTER_BYTES, has_magic, masked, read_handles, read_table, unmasked
+from torchsaver.formats.tensorflow.sstable import FOOTER_BYTES, has_magic, masked, read_handles, read_table
 
 # Cases whose every key is a tensor as a whole: partitioned ones have a key for each slice too.
 PLAIN = [case for case in corpus.CASES if corpus.expected(case)["kind"] == "v2" and "partitioned" not in case]
@@ -32,9 +32,8 @@ def _index(case: str) -> Path:
     return CORPUS / case / (corpus.expected(case)["prefix"] + ".index")
 
 
-def test_masked_checksum_of_nothing_is_that_of_the_format_and_unmasked_undoes_it() -> None:
+def test_masked_checksum_of_nothing_is_that_of_the_format() -> None:
     assert masked(crc32c(b"")) == 0xA282EAD8
-    assert unmasked(masked(0xE3069283)) == 0xE3069283
 
 
 @pytest.mark.parametrize("case", PLAIN)
@@ -46,7 +45,8 @@ def test_table_of_tensorflow_has_the_header_and_every_key_in_order(case: str) ->
 def test_tables_of_one_content_are_read_alike_whatever_their_blocks() -> None:
     snappy, tiny = _table(_index("snappy_v2")), _table(_index("tiny_blocks_v2"))
     assert len(read_handles(RegularFile(str(_index("tiny_blocks_v2"))))) > 100
-    assert len(snappy) == len(tiny) == 251
+    assert len(snappy) == 251
+    assert snappy == tiny
 
 
 def test_v1_file_is_a_table_whose_first_key_is_empty() -> None:

@@ -35,12 +35,6 @@ def masked(checksum: int) -> int:
     return ((checksum >> 15 | checksum << 17) + _MASK_DELTA) & 0xFFFFFFFF
 
 
-def unmasked(stored: int) -> int:
-    """Return the CRC-32C that `masked` made into `stored`."""
-    rotated = (stored - _MASK_DELTA) & 0xFFFFFFFF
-    return (rotated >> 17 | rotated << 15) & 0xFFFFFFFF
-
-
 def has_magic(file: RegularFile) -> bool:
     """Return whether a file ends as a table does."""
     return file.nbytes >= FOOTER_BYTES and file.read(file.nbytes - len(MAGIC), len(MAGIC)) == MAGIC
@@ -65,7 +59,7 @@ def read_handles(file: RegularFile) -> list[tuple[int, int]]:
     """Return the (offset, size) of each data block, in the order of their keys.
 
     Raises:
-        CorruptCheckpointError: The footer or the index block is damaged, or blocks lie over each other.
+        CorruptCheckpointError: The footer or the index block is damaged, or the blocks are more than fit into the file.
     """
     if file.nbytes < FOOTER_BYTES:
         raise CorruptCheckpointError(file.path, 0, f"{file.nbytes} bytes are too short for a table")
@@ -100,7 +94,7 @@ def read_block(file: RegularFile, offset: int, nbytes: int) -> list[tuple[bytes,
     if offset + nbytes + TRAILER_BYTES > file.nbytes - FOOTER_BYTES:
         raise CorruptCheckpointError(file.path, offset, f"a block of {nbytes} bytes at {offset} ends beyond the blocks")
     data = bytes(file.read(offset, nbytes + TRAILER_BYTES))
-    stored, found = int.from_bytes(data[nbytes + 1 :], "little"), masked(crc32c(data[: nbytes + 1]))
+    stored, found = int.from_bytes(data[nbytes + 1 :], "little"), masked(crc32c(memoryview(data)[: nbytes + 1]))
     if stored != found:
         raise CorruptCheckpointError(file.path, offset, f"checksum of a block: {stored:08x} stored, {found:08x} found")
     try:

@@ -20,8 +20,14 @@ from torchsaver.formats.regular_file import read_regular
 from torchsaver.formats.safetensors_file import SafetensorsFile
 from torchsaver.formats.safetensors_header import Layout, TensorSpec
 from torchsaver.formats.shard_index import MAX_INDEX_BYTES, parse_index
+from torchsaver.formats.tensor_file import TensorFile
+from torchsaver.formats.tensorflow import names as tensorflow_names
+from torchsaver.formats.tensorflow.checkpoint import TensorFlowCheckpoint, is_tensorflow, open_tensorflow
+from torchsaver.formats.tensorflow.object_graph import ObjectGraph
 from torchsaver.storage import paths
 from torchsaver.storage.state_file import latest_checkpoint
+
+_MOST_NAMED = 5
 
 
 class TensorDescription(NamedTuple):
@@ -46,12 +52,11 @@ class OpenCheckpoint:
     Owns a file descriptor for each file until `close`, the end of its `with` block, or its own end; keeps no mapping.
 
     Args:
-        save_path: A prefix, or a file: .safetensors, or a shard index .index.json.
+        save_path: A prefix, ours or TensorFlow's, or one of its files.
         known: Layouts that its files may have again, and that need not be parsed then.
 
     Attributes:
         save_path: As given.
-        files: Its open files.
         manifest: What it says of itself; an empty one for a third party's.
         aliases: Other names of tied tensors, with the key each is stored under.
 
@@ -64,9 +69,10 @@ class OpenCheckpoint:
 
     def __init__(self, save_path: str | os.PathLike[str], *, known: Sequence[Layout] = ()) -> None:
         self.save_path = paths.path_text(save_path)
-        self.files: list[SafetensorsFile] = []
+        self._files: list[SafetensorsFile] = []
         self._known = known
         self._file_of: dict[str, SafetensorsFile] = {}
+        self._tensorflow: TensorFlowCheckpoint | None = None
         self.manifest = self._open()
         aliases = {alias: key for alias, key in self.manifest.aliases.items() if key in self._file_of}
         self.aliases: dict[str, str] = {alias: key for alias, key in aliases.items() if alias not in self._file_of}
@@ -77,10 +83,10 @@ class OpenCheckpoint:
         while True:
             path, _ = found
             try:
-                return self._open_shards(path) if paths.is_index(path) else self._open_single(path)
+                return self._open_found(path)
             except BaseException as error:
                 self.close()
-                self.files, self._file_of = [], {}
+                self._files, self._file_of = [], {}
                 if not isinstance(error, (FileNotFoundError, CorruptCheckpointError)):
                     raise
                 before, found = found, self._find()
@@ -93,6 +99,14 @@ class OpenCheckpoint:
             raise CheckpointNotFoundError(self.save_path, _directory_in_place(self.save_path))
         return found
 
+    def _open_found(self, path: str) -> Manifest:
+        if paths.is_index(path):
+            return self._open_shards(path)
+        if is_tensorflow(path):
+            self._tensorflow = open_tensorflow(path)
+            return Manifest()
+        return self._open_single(path)
+
     def _open_single(self, path: str) -> Manifest:
         file = self._open_file(path)
         self._file_of = dict.fromkeys(file.specs, file)
@@ -100,7 +114,7 @@ class OpenCheckpoint:
 
     def _open_file(self, path: str) -> SafetensorsFile:
         file = SafetensorsFile(path, self._known)
-        self.files.append(file)
+        self._files.append(file)
         self._require_forms(file)
         return file
 
@@ -129,6 +143,16 @@ class OpenCheckpoint:
         return manifest
 
     @property
+    def files(self) -> Sequence[TensorFile]:
+        """Its open files; of a TensorFlow checkpoint, the data files of what has been asked for."""
+        return self._files if self._tensorflow is None else self._tensorflow.files
+
+    @property
+    def paths(self) -> list[str]:
+        """The paths of the files that hold its tensors; of a TensorFlow checkpoint, its index too."""
+        return [file.path for file in self._files] if self._tensorflow is None else self._tensorflow.paths
+
+    @property
     def global_step(self) -> int | None:
         """The step given to `save`, or None."""
         return self.manifest.global_step
@@ -145,36 +169,47 @@ class OpenCheckpoint:
 
     def keys(self) -> list[str]:
         """Return the stored keys in sorted order; other names of tied tensors are in `aliases`."""
-        return sorted(self._file_of)
-
-    def file_of(self, key: str) -> SafetensorsFile | None:
-        """Return the file a tensor is stored in, None when `key` is no stored key."""
-        return self._file_of.get(key)
+        return sorted(self._file_of) if self._tensorflow is None else self._tensorflow.keys()
 
     def has_tensor(self, key: str) -> bool:
         """Return whether a tensor is stored under `key` or is another name of one; no ":0" is stripped."""
+        if self._tensorflow is not None:
+            return self._tensorflow.find(key) is not None
         return key in self._file_of or key in self.aliases
 
-    def place(self, key: str) -> tuple[SafetensorsFile, TensorSpec]:
-        """Return the file and the spec of the tensor `key`, or of the one it is another name of.
+    def describe(self, key: str) -> TensorDescription:
+        """Return what the tensor `key`, or the one it is another name of, is.
 
         Raises:
             CheckpointKeyError: `key` is not in the checkpoint.
         """
         stored_key = self.aliases.get(key, key)
-        file = self._file_of.get(stored_key)
-        if file is None:
-            raise CheckpointKeyError(self.save_path, key, nearest_keys(key, [*self._file_of, *self.aliases]))
-        return file, file.specs[stored_key]
+        if stored_key in self._file_of:
+            file = self._file_of[stored_key]
+            return describe_tensor(file, file.specs[stored_key])
+        if self._tensorflow is not None and (value := self._tensorflow.find(key)) is not None:
+            return TensorDescription(value.key, value.dtype_name, value.shape, value.nbytes)
+        raise self.no_such_key(key)
 
-    def describe(self, key: str) -> TensorDescription:
-        """Return what the tensor `key`, or the one it is another name of, is; errors as `place`."""
-        return describe_tensor(*self.place(key))
+    def no_such_key(self, key: str) -> CheckpointKeyError:
+        """Return the error for a key that is not in the checkpoint; it names the nearest ones."""
+        return CheckpointKeyError(self.save_path, key, nearest_keys(key, [*self.keys(), *self.aliases]))
+
+    def object_graph(self) -> ObjectGraph | None:
+        """Return the graph of objects in a TensorFlow 2 checkpoint: keys, paths, names, slots. None for any other.
+
+        Raises:
+            CorruptCheckpointError: It is damaged, or its data file is missing.
+            OSError: As the system gave it.
+        """
+        return None if self._tensorflow is None else self._tensorflow.object_graph()
 
     def close(self) -> None:
         """Close the files; a second time does nothing."""
-        for file in self.files:
+        for file in self._files:
             file.close()
+        if self._tensorflow is not None:
+            self._tensorflow.close()
 
     def __enter__(self: Opened) -> Opened:
         return self
@@ -188,7 +223,7 @@ class OpenCheckpoint:
 Opened = TypeVar("Opened", bound=OpenCheckpoint)
 
 
-def describe_tensor(file: SafetensorsFile, spec: TensorSpec) -> TensorDescription:
+def describe_tensor(file: TensorFile, spec: TensorSpec) -> TensorDescription:
     """Return what a tensor of a file is in torch; errors as `torch_form`."""
     dtype, shape = torch_form(spec, is_complex128=spec.key in file.manifest.complex128, path=file.path)
     return TensorDescription(spec.key, dtype, shape, spec.nbytes)
@@ -212,7 +247,8 @@ def open_as(kind: Callable[[str], Opened], ckpt_dir_or_file: str | os.PathLike[s
 
     Args:
         kind: OpenCheckpoint, or a class of it.
-        ckpt_dir_or_file: What `save` returned, a .safetensors or .index.json file, or a directory with a state file.
+        ckpt_dir_or_file: What `save` returned, a prefix of TensorFlow's, one of a checkpoint's files, a directory with
+            a state file, or that of a SavedModel.
 
     Raises:
         CheckpointNotFoundError: Nothing is there, or the directory's state file names nothing that is.
@@ -222,6 +258,10 @@ def open_as(kind: Callable[[str], Opened], ckpt_dir_or_file: str | os.PathLike[s
     path = paths.path_text(ckpt_dir_or_file, "ckpt_dir_or_file")
     if not os.path.isdir(path):
         return kind(path)
+    if not os.path.lexists(paths.state_file(path)):
+        values = tensorflow_names.saved_model_prefix(path)
+        if paths.find_checkpoint(values) is not None:
+            return kind(values)
     before = None
     while (prefix := latest_checkpoint(path)) is not None:
         if paths.own_name(path, prefix) is None:
@@ -235,4 +275,15 @@ def open_as(kind: Callable[[str], Opened], ckpt_dir_or_file: str | os.PathLike[s
                 raise
             before = prefix
     reason = f"the directory's state file {paths.STATE_FILE!r} is missing or names no checkpoint that is there"
-    raise CheckpointNotFoundError(path, reason)
+    raise CheckpointNotFoundError(path, reason + _prefixes_in(path))
+
+
+def _prefixes_in(directory: str) -> str:
+    """Return what to say of the checkpoints in a directory, "" when there are none."""
+    files = sorted(os.listdir(directory))
+    prefixes = [file.removesuffix(tensorflow_names.INDEX_ENDING) for file in files if tensorflow_names.is_index(file)]
+    prefixes += [named[0] for file in files if (named := paths.prefix_name(file)) is not None and not named[1]]
+    if not prefixes:
+        return ""
+    some = ", ".join(repr(os.path.join(directory, prefix)) for prefix in prefixes[:_MOST_NAMED])
+    return f"; there are {some}{', ...' if len(prefixes) > _MOST_NAMED else ''}"

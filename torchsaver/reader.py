@@ -8,29 +8,13 @@ from typing import Any
 
 import torch
 
+from torchsaver.assembled_tensor import AssembledTensor
 from torchsaver.formats.safetensors_file import SafetensorsFile
-from torchsaver.formats.tensor_bytes import dtype_text
+from torchsaver.formats.safetensors_header import Layout, TensorSpec
+from torchsaver.formats.tensor_file import TensorFile
+from torchsaver.formats.tensorflow.data_types import BY_TORCH_NAME
 from torchsaver.open_checkpoint import OpenCheckpoint, open_as
 from torchsaver.stored_tensor import StoredTensor, TensorSlice, require_known_dtypes, stored_tensor
-
-# TF's names in debug_string: DataType in types.proto; a dtype TF does not have keeps torch's name.
-_TF_DTYPES = {
-    torch.float32: "DT_FLOAT",
-    torch.float64: "DT_DOUBLE",
-    torch.float16: "DT_HALF",
-    torch.bfloat16: "DT_BFLOAT16",
-    torch.int8: "DT_INT8",
-    torch.int16: "DT_INT16",
-    torch.int32: "DT_INT32",
-    torch.int64: "DT_INT64",
-    torch.uint8: "DT_UINT8",
-    torch.uint16: "DT_UINT16",
-    torch.uint32: "DT_UINT32",
-    torch.uint64: "DT_UINT64",
-    torch.bool: "DT_BOOL",
-    torch.complex64: "DT_COMPLEX64",
-    torch.complex128: "DT_COMPLEX128",
-}
 
 
 class CheckpointReader(OpenCheckpoint):
@@ -40,7 +24,7 @@ class CheckpointReader(OpenCheckpoint):
     The dtype and shape maps come from the headers alone. `get_tensor` may be called from several threads.
 
     Args:
-        save_path: A prefix, or a file: .safetensors, or a shard index .index.json.
+        save_path: A prefix, ours or TensorFlow's, or one of its files.
         known: Layouts that its files may have again, and that need not be parsed then.
 
     Raises:
@@ -53,32 +37,46 @@ class CheckpointReader(OpenCheckpoint):
     def _require_forms(self, file: SafetensorsFile) -> None:
         require_known_dtypes(file)
 
-    def find(self, key: str) -> tuple[str, StoredTensor] | None:
+    def find(self, key: str) -> tuple[str, StoredTensor | AssembledTensor] | None:
         """Return the key a tensor is stored under and where it is, None when `key` is neither a key nor an alias."""
         stored_key = self.aliases.get(key, key)
         file = self._file_of.get(stored_key)
-        return None if file is None else (stored_key, stored_tensor(file, file.specs[stored_key]))
+        if file is not None:
+            return stored_key, stored_tensor(file, file.specs[stored_key])
+        if self._tensorflow is None or (value := self._tensorflow.find(key)) is None:
+            return None
+        if not value.is_plain:
+            return value.key, AssembledTensor(value)
+        piece = value.pieces[0]
+        return value.key, StoredTensor(piece.file, piece.spec, getattr(torch, value.dtype_name), value.shape)
 
-    def stored(self, key: str) -> StoredTensor:
+    def stored(self, key: str) -> StoredTensor | AssembledTensor:
         """Return where the tensor `key` (or the one it is another name of) is stored, without reading it.
 
         Raises:
             CheckpointKeyError: `key` is not in the checkpoint.
         """
-        return stored_tensor(*self.place(key))
+        found = self.find(key)
+        if found is None:
+            raise self.no_such_key(key)
+        return found[1]
 
-    def get_tensor(self, key: str) -> torch.Tensor:
-        """Return the tensor stored under `key`.
+    def get_tensor(self, key: str) -> torch.Tensor | Any:
+        """Return the tensor stored under `key`, assembled from its slices if it was partitioned.
 
         Args:
-            key: Name as written in the checkpoint, e.g. "dense/kernel"; no ":0".
+            key: Name as written in the checkpoint, e.g. "dense/kernel"; no ":0". Of a TensorFlow 2 checkpoint, also
+                a path of attributes, or a variable's name that no other one has.
 
         Returns:
-            CPU tensor, contiguous, shape and dtype as stored ([] for a scalar); owns its memory.
+            CPU tensor, contiguous, shape and dtype as stored ([] for a scalar); owns its memory. TensorFlow's elements
+            of 2 and 4 bits come as int8 or uint8, or float32, and float8_e4m3b11fnuz as float32, exact values all;
+            strings as a numpy array of bytes objects.
 
         Raises:
             CheckpointKeyError: `key` is not in the checkpoint; the message names the nearest keys.
             CorruptCheckpointError: The bytes end early, or their CRC-32C differs from the stored one.
+            UnsupportedCheckpointError: It is a variant of TensorFlow's: the state of an iterator, say.
         """
         return self.stored(key).read()
 
@@ -88,19 +86,20 @@ class CheckpointReader(OpenCheckpoint):
 
     def get_variable_to_shape_map(self) -> dict[str, list[int]]:
         """Return the shape of every key, other names of tied tensors included."""
-        return {key: list(self.stored(key).shape) for key in sorted([*self._file_of, *self.aliases])}
+        return {key: list(self.stored(key).shape) for key in sorted([*self.keys(), *self.aliases])}
 
-    def get_variable_to_dtype_map(self) -> dict[str, torch.dtype]:
-        """Return the dtype of every key, other names of tied tensors included."""
-        return {key: self.stored(key).dtype for key in sorted([*self._file_of, *self.aliases])}
+    def get_variable_to_dtype_map(self) -> dict[str, torch.dtype | Any]:
+        """Return the dtype of every key, other names of tied tensors included; strings have numpy's of objects."""
+        return {key: self.stored(key).dtype for key in sorted([*self.keys(), *self.aliases])}
 
     def debug_string(self) -> bytes:
         """Return a line for each key, as TF's reader does: b"w (DT_FLOAT) [2,3]"."""
         lines = []
-        for key, dtype in self.get_variable_to_dtype_map().items():
-            shape = ",".join(str(size) for size in self.stored(key).shape)
-            lines.append(f"{key} ({_TF_DTYPES.get(dtype, dtype_text(dtype))}) [{shape}]\n")
-        return "".join(lines).encode("utf-8")
+        for key in sorted([*self.keys(), *self.aliases]):
+            stored = self.stored(key)
+            shape = ",".join(str(size) for size in stored.shape)
+            lines.append(f"{key} ({_tensorflow_name(stored)}) [{shape}]\n")
+        return "".join(lines).encode("utf-8", "surrogateescape")
 
     def verify(self, keys: Iterable[str] | None = None) -> None:
         """Read tensors, all of them by default, and compare their checksums; a third party's file has none.
@@ -108,23 +107,45 @@ class CheckpointReader(OpenCheckpoint):
         Raises:
             CorruptCheckpointError: The first one that differs.
         """
-        wanted = set(self.keys() if keys is None else (self.place(key)[1].key for key in keys))
-        for file in self.files:
-            file.verify([spec for key, spec in file.specs.items() if key in wanted and self._file_of[key] is file])
+        wanted: dict[TensorFile, dict[str, TensorSpec]] = {}
+        for key in self.keys() if keys is None else keys:
+            for file, spec in self.stored(key).pieces:
+                wanted.setdefault(file, {})[spec.key] = spec
+        for file, specs in wanted.items():
+            file.verify(sorted(specs.values(), key=lambda spec: spec.start))
 
     @property
-    def placement(self) -> tuple[Any, ...]:
-        """Everything that decides where each tensor is and what it is; equal for checkpoints that differ in values."""
-        files = [(file.layout, file.manifest.complex128) for file in self.files]
-        shards = {key: self.files.index(file) for key, file in self._file_of.items()} if len(files) > 1 else None
+    def placement(self) -> Any:
+        """Everything that decides where each tensor is and what it is; equal for checkpoints that differ in values.
+
+        One of TensorFlow's is like no other: its index is not compared.
+        """
+        if self._tensorflow is not None:
+            return object()
+        files = [(file.layout, file.manifest.complex128) for file in self._files]
+        shards = {key: self._files.index(file) for key, file in self._file_of.items()} if len(files) > 1 else None
         return files, shards, self.aliases, list(self.object_trees)
+
+    @property
+    def layouts(self) -> list[Layout]:
+        """Those of its files, for another reader of files like them; none of TensorFlow's."""
+        return [file.layout for file in self._files]
+
+
+def _tensorflow_name(stored: StoredTensor | AssembledTensor) -> str:
+    """Return TensorFlow's name of a dtype, torch's where it has none: as its debug_string has it."""
+    if isinstance(stored, AssembledTensor):
+        return stored.value.data_type.debug_name
+    data_type = BY_TORCH_NAME.get(stored.dtype_name)
+    return stored.dtype_name if data_type is None else data_type.debug_name
 
 
 def load_checkpoint(ckpt_dir_or_file: str | os.PathLike[str]) -> CheckpointReader:
     """Return a reader of a checkpoint: of a prefix or file, or of the newest one of a directory.
 
     Args:
-        ckpt_dir_or_file: What `save` returned, a .safetensors or .index.json file, or a directory with a state file.
+        ckpt_dir_or_file: What `save` returned, a prefix of TensorFlow's, one of a checkpoint's files, a directory with
+            a state file, or that of a SavedModel.
 
     Raises:
         CheckpointNotFoundError: Nothing is there, or the directory's state file names nothing that is.
@@ -140,8 +161,8 @@ def list_variables(ckpt_dir_or_file: str | os.PathLike[str]) -> list[tuple[str, 
         return list(reader.get_variable_to_shape_map().items())
 
 
-def load_variable(ckpt_dir_or_file: str | os.PathLike[str], name: str) -> torch.Tensor:
-    """Return one tensor of a checkpoint; as in TF, a ":0" at the end of `name` is dropped.
+def load_variable(ckpt_dir_or_file: str | os.PathLike[str], name: str) -> torch.Tensor | Any:
+    """Return one tensor of a checkpoint, as `get_tensor`; as in TF, a ":0" at the end of `name` is dropped.
 
     Raises:
         CheckpointKeyError: `name` is not in the checkpoint.

@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -15,7 +16,9 @@ from torchsaver.formats.checksum import crc32c
 from torchsaver.formats.chunks import Chunk, Extent, cut_into_chunks
 from torchsaver.formats.safetensors_header import Layout, TensorSpec
 from torchsaver.formats.tensor_bytes import footprint, is_dense, note_new_values, row_major_bytes, span
+from torchsaver.formats.tensor_file import TensorFile
 from torchsaver.reader import CheckpointReader
+from torchsaver.stored_tensor import StoredTensor
 from torchsaver.variables import objects
 from torchsaver.variables.restore_plan import RestorePlan, RestoreReport, plan_restore
 from torchsaver.variables.state_tree import tensor_keys, unflatten
@@ -31,11 +34,10 @@ class FilePart:
 
     Attributes:
         number: Which of the reader's files.
-        specs: All that is read from it, also for objects.
+        specs: All that is read from it, also for objects, in the order of the file.
         checked: The chunks of all of them.
         filled: The chunks of what goes straight into the memory of tensors.
         dense: The slots' keys of these tensors.
-        streamed: The slots' keys of all others, with what is stored.
     """
 
     number: int
@@ -43,7 +45,6 @@ class FilePart:
     checked: list[Chunk]
     filled: list[Chunk]
     dense: list[str]
-    streamed: list[tuple[str, TensorSpec]]
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class PreparedRestore:
         basis: What it was worked out from; None is like nothing else.
         plan: Which stored value goes where.
         parts: The same by file.
+        streamed: {slot key: stored key} of all that does not go straight into the memory of a tensor.
         overlapping: Groups of (slot key, stored key) whose tensors share memory.
         bytes: Size of all that is read.
         layouts: Of the files.
@@ -62,6 +64,7 @@ class PreparedRestore:
     basis: Any = None
     plan: RestorePlan = field(default_factory=RestorePlan)
     parts: list[FilePart] = field(default_factory=list)
+    streamed: dict[str, str] = field(default_factory=dict)
     overlapping: list[list[tuple[str, str]]] = field(default_factory=list)
     bytes: int = 0
     layouts: list[Layout] = field(default_factory=list)
@@ -125,33 +128,38 @@ def _prepared(
     if basis is not None and before.basis == basis:
         return before
     plan = plan_restore(slots, reader, strict=strict, reshape=reshape)
-    parts = [_file_part(number, slots, plan, reader) for number in range(len(reader.files))]
+    parts, streamed = _file_parts(slots, plan, reader)
     nbytes = sum(spec.nbytes for part in parts for spec in part.specs)
-    return PreparedRestore(
-        basis, plan, parts, _overlapping(slots, plan), nbytes, [file.layout for file in reader.files]
-    )
+    return PreparedRestore(basis, plan, parts, streamed, _overlapping(slots, plan), nbytes, reader.layouts)
 
 
-def _file_part(number: int, slots: Slots, plan: RestorePlan, reader: CheckpointReader) -> FilePart:
-    file = reader.files[number]
-    wanted: dict[str, list[str]] = {stored: [] for tree in plan.objects.values() for stored in tensor_keys(tree)}
-    for key, stored in plan.sources.items():
-        wanted.setdefault(stored, []).append(key)
-    specs, dense, streamed, extents = [], [], [], []
-    for spec in file.specs.values():
-        if spec.key not in wanted or reader.file_of(spec.key) is not file:
-            continue
-        specs.append(spec)
-        for key in wanted[spec.key]:
-            if is_dense(slots.tensors[key]):
-                dense.append(key)
-                extents.append(Extent(spec.start, spec.end, slots.tensors[key].data_ptr()))
-            else:
-                streamed.append((key, spec))
-    filled = cut_into_chunks(extents)
-    is_all = [(extent.start, extent.end) for extent in extents] == [(spec.start, spec.end) for spec in specs]
+def _file_parts(slots: Slots, plan: RestorePlan, reader: CheckpointReader) -> tuple[list[FilePart], dict[str, str]]:
+    """Return what is read from each file, and {slot key: stored key} of what does not go straight into a tensor."""
+    read: dict[TensorFile, dict[str, TensorSpec]] = {file: {} for file in reader.files}
+    straight: dict[TensorFile, list[tuple[TensorSpec, str, int]]] = {file: [] for file in read}
+    streamed: dict[str, str] = {}
+    for stored_key in {name for tree in plan.objects.values() for name in tensor_keys(tree)}:
+        for file, spec in reader.stored(stored_key).pieces:
+            read[file][spec.key] = spec
+    for key, stored_key in plan.sources.items():
+        stored = reader.stored(stored_key)
+        for file, spec in stored.pieces:
+            read[file][spec.key] = spec
+        if isinstance(stored, StoredTensor) and is_dense(slots.tensors[key]):
+            straight[stored.file].append((stored.spec, key, slots.tensors[key].data_ptr()))
+        else:
+            streamed[key] = stored_key
+    parts = [_file_part(number, read[file], straight[file]) for number, file in enumerate(read)]
+    return parts, streamed
+
+
+def _file_part(number: int, read: dict[str, TensorSpec], straight: list[tuple[TensorSpec, str, int]]) -> FilePart:
+    specs = sorted(read.values(), key=attrgetter("start"))
+    straight = sorted(straight, key=lambda one: one[0].start)
+    filled = cut_into_chunks(Extent(spec.start, spec.end, address) for spec, _, address in straight)
+    is_all = [spec for spec, _, _ in straight] == specs
     checked = filled if is_all else cut_into_chunks(Extent(spec.start, spec.end) for spec in specs)
-    return FilePart(number, specs, checked, filled, dense, streamed)
+    return FilePart(number, specs, checked, filled, [key for _, key, _ in straight])
 
 
 def require_equal_ties(plan: RestorePlan, reader: CheckpointReader) -> None:
@@ -198,12 +206,14 @@ def fill_tensors(slots: Slots, prepared: PreparedRestore, reader: CheckpointRead
     """
     try:
         for part in prepared.parts:
+            if not part.dense:
+                continue
             try:
                 reader.files[part.number].fill(part.filled)
             finally:
                 note_new_values([slots.tensors[key] for key in part.dense])
-            for key, spec in part.streamed:
-                reader.stored(spec.key).read_into(slots.tensors[key])
+        for key, stored_key in prepared.streamed.items():
+            reader.stored(stored_key).read_into(slots.tensors[key])
     except OSError as error:
         raise OSError(error.errno, f"{error.strerror}; {_HALF_DONE}", error.filename) from error
     except CorruptCheckpointError as error:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
 from torchsaver.errors import UnsupportedCheckpointError
 from torchsaver.formats.dtypes import torch_form
-from torchsaver.formats.safetensors_file import SafetensorsFile
 from torchsaver.formats.safetensors_header import TensorSpec
-from torchsaver.formats.tensor_bytes import TORCH_DTYPES, byte_view, row_major_targets
+from torchsaver.formats.tensor_bytes import TORCH_DTYPES, byte_view, dtype_text, row_major_targets
+from torchsaver.formats.tensor_file import TensorFile
 
 _AS_STORED = TORCH_DTYPES.keys() - {"F4"}  # with the shape in torch that they have in a file
 
@@ -18,7 +18,7 @@ _AS_STORED = TORCH_DTYPES.keys() - {"F4"}  # with the shape in torch that they h
 class StoredTensor(NamedTuple):
     """A tensor of a checkpoint: where its bytes are, and the dtype and shape it has in torch."""
 
-    file: SafetensorsFile
+    file: TensorFile
     spec: TensorSpec
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -27,6 +27,16 @@ class StoredTensor(NamedTuple):
     def nbytes(self) -> int:
         """Size in the file."""
         return self.spec.nbytes
+
+    @property
+    def dtype_name(self) -> str:
+        """The dtype's name without "torch."."""
+        return dtype_text(self.dtype)
+
+    @property
+    def pieces(self) -> list[tuple[TensorFile, TensorSpec]]:
+        """The runs of bytes it is made of: one."""
+        return [(self.file, self.spec)]
 
     @property
     def checksum(self) -> int:
@@ -40,6 +50,7 @@ class StoredTensor(NamedTuple):
         Raises:
             CorruptCheckpointError: The bytes end early, or their CRC-32C differs from the stored one.
         """
+        self.file.require_inside(self.spec)
         tensor = torch.empty(self.shape, dtype=self.dtype, device="cpu")
         self.file.compare(self.spec, self.file.fill_one(self.spec, tensor.data_ptr()))
         return tensor
@@ -55,11 +66,34 @@ class StoredTensor(NamedTuple):
             self.file.read_into(self.spec, offset, buffer)
             offset += len(buffer)
 
+    def read_rows(self, start: int, stop: int) -> torch.Tensor:
+        """Return the rows [start, stop) of the first dimension, or the whole of a scalar; errors as `read_into`."""
+        self.file.require_inside(self.spec)
+        tensor = torch.empty((stop - start, *self.shape[1:]) if self.shape else (), dtype=self.dtype, device="cpu")
+        row_bytes = self.nbytes // self.shape[0] if self.shape and self.shape[0] else 0
+        self.file.read_into(self.spec, start * row_bytes, byte_view(tensor))
+        return tensor
+
+
+class Rows(Protocol):
+    """A stored tensor that can be read by rows."""
+
+    @property
+    def dtype(self) -> Any:
+        """Its dtype."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+
+    def read_rows(self, start: int, stop: int) -> Any:
+        """Return the rows [start, stop) of the first dimension, or the whole of a scalar."""
+
 
 class TensorSlice:
     """A stored tensor, read by index. What a slice reads is not compared with the checksum, which covers the whole."""
 
-    def __init__(self, stored: StoredTensor) -> None:
+    def __init__(self, stored: Rows) -> None:
         self._stored = stored
 
     def get_shape(self) -> list[int]:
@@ -68,33 +102,26 @@ class TensorSlice:
 
     def get_dtype(self) -> torch.dtype:
         """Return the dtype."""
-        return self._stored.dtype
+        return self._stored.dtype  # type: ignore[no-any-return]
 
-    def __getitem__(self, index: Any) -> torch.Tensor:
+    def __getitem__(self, index: Any) -> torch.Tensor | Any:
         """Return what the whole tensor would give for `index`, having read only the rows its first part asks for."""
         first, *rest = index if isinstance(index, tuple) and index else (index,)
         shape = self._stored.shape
         if not shape or isinstance(first, bool) or not isinstance(first, (int, slice)):
-            return self._rows(0, shape[0] if shape else 1)[index]
+            return self._stored.read_rows(0, shape[0] if shape else 1)[index]
         if isinstance(first, int):
             row = first + shape[0] if first < 0 else first
             if not 0 <= row < shape[0]:
                 raise IndexError(f"row {first} of {shape[0]}")
-            return self._rows(row, row + 1)[(0, *rest)]
+            return self._stored.read_rows(row, row + 1)[(0, *rest)]
         start, stop, step = first.indices(shape[0])
         if step < 1:
             raise ValueError(f"the step of a slice is positive, not {step}")
-        return self._rows(start, max(start, stop))[(slice(None, None, step), *rest)]
-
-    def _rows(self, start: int, stop: int) -> torch.Tensor:
-        shape = self._stored.shape
-        tensor = torch.empty((stop - start, *shape[1:]) if shape else (), dtype=self._stored.dtype, device="cpu")
-        row_bytes = self._stored.nbytes // shape[0] if shape and shape[0] else 0
-        self._stored.file.read_into(self._stored.spec, start * row_bytes, byte_view(tensor))
-        return tensor
+        return self._stored.read_rows(start, max(start, stop))[(slice(None, None, step), *rest)]
 
 
-def require_known_dtypes(file: SafetensorsFile) -> None:
+def require_known_dtypes(file: TensorFile) -> None:
     """Check that every tensor of a file has a dtype and a shape in torch; errors as `stored_tensor`."""
     dtypes = {spec.dtype for spec in file.specs.values()}
     if dtypes - _AS_STORED or file.manifest.complex128:
@@ -102,7 +129,7 @@ def require_known_dtypes(file: SafetensorsFile) -> None:
             stored_tensor(file, spec)
 
 
-def stored_tensor(file: SafetensorsFile, spec: TensorSpec) -> StoredTensor:
+def stored_tensor(file: TensorFile, spec: TensorSpec) -> StoredTensor:
     """Return the tensor of a spec, with the dtype and shape it has in torch.
 
     Raises:

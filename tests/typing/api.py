@@ -46,12 +46,12 @@ assert_type(ts.latest_checkpoint(Path("run")), str | None)
 assert_type(ts.checkpoint_exists(prefix), bool)
 assert_type(ts.get_checkpoint_mtimes([prefix]), list[float])
 assert_type(ts.list_variables("run"), list[tuple[str, list[int]]])
-assert_type(ts.load_variable("run", "w"), torch.Tensor)
+assert_type(ts.load_variable("run", "w"), torch.Tensor | Any)  # Any: a string variable of TensorFlow's
 with ts.load_checkpoint("run") as reader:
-    assert_type(reader.get_tensor("w"), torch.Tensor)
-    assert_type(reader.get_slice("w")[2:4], torch.Tensor)
+    assert_type(reader.get_tensor("w"), torch.Tensor | Any)
+    assert_type(reader.get_slice("w")[2:4], torch.Tensor | Any)
     assert_type(reader.get_variable_to_shape_map(), dict[str, list[int]])
-    assert_type(reader.get_variable_to_dtype_map(), dict[str, torch.dtype])
+    assert_type(reader.get_variable_to_dtype_map(), dict[str, torch.dtype | Any])
     assert_type(reader.debug_string(), bytes)
 
 try:

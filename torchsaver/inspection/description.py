@@ -52,7 +52,7 @@ def describe_checkpoint(checkpoint: OpenCheckpoint, key: str | None = None) -> C
     kept = {tensor.key for tensor in tensors}
     return CheckpointDescription(
         save_path=checkpoint.save_path,
-        files=tuple(file.path for file in checkpoint.files),
+        files=tuple(checkpoint.paths),
         global_step=checkpoint.global_step,
         time=checkpoint.manifest.time,
         metadata=checkpoint.metadata,

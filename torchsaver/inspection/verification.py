@@ -16,6 +16,8 @@ from torchsaver.formats.regular_file import read_regular
 from torchsaver.formats.safetensors_file import SafetensorsFile
 from torchsaver.formats.safetensors_header import TensorSpec
 from torchsaver.formats.shard_index import MAX_INDEX_BYTES, parse_index
+from torchsaver.formats.tensor_file import TensorFile
+from torchsaver.formats.tensorflow.checkpoint import is_tensorflow, open_tensorflow
 from torchsaver.inspection.reports import Damage, Progress, Verdict, VerifyReport
 from torchsaver.open_checkpoint import describe_tensor
 from torchsaver.storage import paths
@@ -47,7 +49,7 @@ def verify_checkpoint(
     Unlike `CheckpointReader.verify`, it goes on after damage. Memory stays within one MiB above the headers.
 
     Args:
-        save_path: A prefix, or a file: .safetensors, or a shard index .index.json.
+        save_path: A prefix, ours or TensorFlow's, or one of its files.
         progress: Called about every MiB read; what it raises ends the verification.
 
     Returns:
@@ -110,7 +112,7 @@ class _Findings:
     def __init__(self, save_path: str, path: str, stack: contextlib.ExitStack) -> None:
         self._save_path = save_path
         self._stack = stack  # closes the files
-        self._files: list[SafetensorsFile] = []
+        self._files: list[TensorFile] = []
         self._paths = [path]
         self._manifest = Manifest()
         self._damage: list[Damage] = []
@@ -118,6 +120,10 @@ class _Findings:
         self.errors: list[OSError] = []
         self._is_read = False
         self._checked_tensors = self._checked_bytes = 0
+        with self._noting(path):
+            if is_tensorflow(path):
+                self._open_tensorflow(path)
+                return
         if paths.is_index(path):
             self._open_shards(path)
         elif (file := self._open_file(path)) is not None:
@@ -153,6 +159,15 @@ class _Findings:
             if file is not None:
                 self._check_shard(path, file, keys, self._manifest.shards)
 
+    def _open_tensorflow(self, path: str) -> None:
+        checkpoint = open_tensorflow(path)
+        self._stack.callback(checkpoint.close)
+        self._paths = checkpoint.paths
+        for key in checkpoint.keys():
+            with self._noting(path, key):
+                checkpoint.find(key)
+        self._files = list(checkpoint.files)
+
     def _open_file(self, path: str) -> SafetensorsFile | None:
         with self._noting(path):
             return self._stack.enter_context(SafetensorsFile(path))
@@ -169,7 +184,7 @@ class _Findings:
             self._damage.append(Damage(index, None, 0, reason))
         self._check_file(file)
 
-    def _check_file(self, file: SafetensorsFile) -> None:
+    def _check_file(self, file: TensorFile) -> None:
         self._files.append(file)
         for key, spec in file.specs.items():
             with self._noting(file.path, key):
@@ -198,7 +213,7 @@ class _Findings:
                     self._note_checked(specs)
                 meter.add(sum(spec.nbytes for spec in specs))
 
-    def _read_one_by_one(self, file: SafetensorsFile, specs: list[TensorSpec]) -> None:
+    def _read_one_by_one(self, file: TensorFile, specs: list[TensorSpec]) -> None:
         for spec in specs:
             with self._noting(file.path, spec.key):
                 (checksum,) = file.checksums([spec])
@@ -235,14 +250,14 @@ class _Findings:
             return "unreadable"
         if self._unsupported:
             return "unsupported"
-        is_summed = all(file.header_crc32c is not None for file in self._files)
+        is_summed = all(file.has_checksums for file in self._files)
         if not is_summed or (paths.is_index(self._paths[0]) and not self._manifest.shards):
             return "no_checksums"
         return "valid" if self._is_read else "headers_ok"
 
 
-def _checksummed(file: SafetensorsFile) -> list[TensorSpec]:
-    return [spec for spec in file.specs.values() if spec.key in file.manifest.crc32c]
+def _checksummed(file: TensorFile) -> list[TensorSpec]:
+    return sorted(file.specs.values(), key=lambda spec: spec.start) if file.has_checksums else []
 
 
 def _in_groups(specs: Iterable[TensorSpec]) -> Iterator[list[TensorSpec]]:

@@ -7,7 +7,8 @@
     DIR/checkpoint                             the state file
     DIR/.torchsaver-<16 hex>.tmp               being written, or left by a writer that died
 
-Names are literal: nothing here is ever a pattern.
+TensorFlow's names are found as well. Names are literal: nothing here is ever a pattern, but for the name TensorFlow
+itself gives to a sharded V1 checkpoint, which it writes with question marks.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ import stat
 from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
 from typing import Any
+
+from torchsaver.formats.tensorflow import names as tensorflow_names
 
 FILE_ENDING = ".safetensors"
 INDEX_ENDING = ".safetensors.index.json"
@@ -122,12 +125,21 @@ def own_names(directory: str, prefixes: Iterable[str]) -> dict[str, str | None]:
 def find_checkpoint(save_path: str) -> str | None:
     """Return the file a prefix stands for: its index, its file, or a file of that very name; None when there is none.
 
-    Only a file that is really gone is None; a directory that may not be read is an OSError.
+    Our own files come before TensorFlow's of the same prefix. Only a file that is really gone is None; a directory that
+    may not be read is an OSError.
     """
-    for path in (index_file(save_path), checkpoint_file(save_path)):
+    for path in (index_file(save_path), checkpoint_file(save_path), tensorflow_names.index_file(save_path)):
         if _is_file(path):
             return path
-    return save_path if save_path and _is_file(save_path) else None
+    if not save_path:
+        return None
+    index = tensorflow_names.index_beside(save_path)
+    if index is not None and _is_file(index):
+        return index
+    if _is_file(save_path):
+        return save_path
+    shards = tensorflow_names.shards_of_pattern(save_path)
+    return next((path for path in shards if _is_file(path)), None)
 
 
 def _is_file(path: str) -> bool:

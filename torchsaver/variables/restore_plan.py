@@ -24,8 +24,12 @@ class Stored(Protocol):
     """What the plan needs to know of a stored tensor."""
 
     @property
-    def dtype(self) -> torch.dtype:
-        """Its dtype in torch."""
+    def dtype(self) -> Any:
+        """Its dtype in torch; another thing where torch has none."""
+
+    @property
+    def dtype_name(self) -> str:
+        """What to call the dtype."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -139,7 +143,7 @@ def plan_restore(slots: Slots, checkpoint: Checkpoint, *, strict: bool, reshape:
         if reason is not None:
             targets.append((key, reason))
         elif stored.dtype != tensor.dtype:
-            dtypes.append((key, dtype_text(stored.dtype), dtype_text(tensor.dtype)))
+            dtypes.append((key, stored.dtype_name, dtype_text(tensor.dtype)))
         elif not _fits(stored.shape, tensor.shape, reshape):
             shapes.append((key, list(stored.shape), list(tensor.shape)))
     plan.aliases = {alias: key for alias, key in slots.aliases.items() if key in plan.sources}

@@ -77,7 +77,7 @@ def check_safetensors(data: bytes) -> bool:
             tensors = {key: reader.get_tensor(key) for key in reader.keys()}
             maps = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map(), reader.debug_string()
             specs = reader.files[0].specs
-            manifest, ours = reader.manifest, reader.files[0].header_crc32c is not None
+            manifest, ours = reader.manifest, reader.files[0].has_checksums
     except DOCUMENTED:
         return False
     assert set(tensors) <= set(maps[0]) == set(maps[1])

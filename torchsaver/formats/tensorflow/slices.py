@@ -9,6 +9,7 @@ Source: ordered_code.cc and saved_tensor_slice_util.cc in TensorFlow.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from typing import NamedTuple
 from torchsaver.formats.tensorflow.wire import Schema, parse_message
 
 WHOLE = -1  # as a length: all of the dimension
+_MOST_SLICES = 4096  # comparing more could take minutes
 
 _SLICE: Schema = {1: ("extents", "bytes*")}
 _EXTENT: Schema = {1: ("start", "int64"), 2: ("lengths", "int64*")}  # whether there is a length matters
@@ -27,6 +29,11 @@ class Range(NamedTuple):
 
     start: int = 0
     length: int = WHOLE
+
+    @property
+    def end(self) -> int:
+        """Where a range whose length is known ends."""
+        return self.start + self.length
 
     def within(self, size: int) -> Range:
         """Return the range of a dimension of `size` elements, with its length in elements.
@@ -51,6 +58,43 @@ def parse_slice(data: bytes) -> tuple[Range, ...]:
         message = parse_message(extent, _EXTENT)
         ranges.append(Range(message["start"], message["lengths"][-1] if message["lengths"] else WHOLE))
     return tuple(ranges)
+
+
+def require_partition(shape: Sequence[int], slices: Sequence[Sequence[Range]]) -> list[tuple[Range, ...]]:
+    """Return the slices with their lengths in elements, after checking that they cover a tensor without overlaps.
+
+    Raises:
+        ValueError: One has another rank or reaches beyond the tensor, two overlap, or they leave a gap.
+    """
+    if len(slices) > _MOST_SLICES:
+        raise ValueError(f"{len(slices)} slices are more than {_MOST_SLICES}")
+    resolved = []
+    for ranges in slices:
+        if len(ranges) != len(shape):
+            raise ValueError(f"a slice of {len(ranges)} dimensions of a tensor of {len(shape)}")
+        resolved.append(tuple(each.within(size) for each, size in zip(ranges, shape, strict=True)))
+    total = sum(math.prod(each.length for each in ranges) for ranges in resolved)
+    if total != math.prod(shape):
+        raise ValueError(f"the slices have {total} elements, and the tensor has {math.prod(shape)}: gap or overlap")
+    if total:
+        _require_disjoint([ranges for ranges in resolved if all(each.length for each in ranges)], len(shape))
+    return resolved
+
+
+def _require_disjoint(slices: Sequence[tuple[Range, ...]], rank: int) -> None:
+    """Go through the slices along the dimension that is cut most often, and compare each with those it can meet."""
+    if rank == 0:
+        if len(slices) > 1:
+            raise ValueError("two slices of a scalar overlap")
+        return
+    axis = max(range(rank), key=lambda axis: len({ranges[axis].start for ranges in slices}))
+    open_slices: list[tuple[Range, ...]] = []
+    for ranges in sorted(slices, key=lambda ranges: ranges[axis].start):
+        open_slices = [other for other in open_slices if other[axis].end > ranges[axis].start]
+        for other in open_slices:
+            if all(one.start < two.end and two.start < one.end for one, two in zip(ranges, other, strict=True)):
+                raise ValueError(f"slices overlap: {ranges} and {other}")
+        open_slices.append(ranges)
 
 
 def slice_key(name: bytes, ranges: Sequence[Range]) -> bytes:

@@ -12,9 +12,9 @@ Source: table_format.md in github.com/google/leveldb; block.cc and format.cc in 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-from torchsaver.errors import CorruptCheckpointError
+from torchsaver.errors import CorruptCheckpointError, UnsupportedCheckpointError
 from torchsaver.formats.checksum import crc32c
 from torchsaver.formats.regular_file import RegularFile
 from torchsaver.formats.tensorflow import snappy
@@ -33,6 +33,12 @@ def masked(checksum: int) -> int:
     Source: crc32c.h in LevelDB.
     """
     return ((checksum >> 15 | checksum << 17) + _MASK_DELTA) & 0xFFFFFFFF
+
+
+def unmasked(stored: int) -> int:
+    """Return the CRC-32C that is stored as `stored`."""
+    rotated = (stored - _MASK_DELTA) & 0xFFFFFFFF
+    return (rotated >> 17 | rotated << 15) & 0xFFFFFFFF
 
 
 def has_magic(file: RegularFile) -> bool:
@@ -56,7 +62,12 @@ def read_table(file: RegularFile) -> Iterator[tuple[bytes, bytes]]:
 
 
 def read_handles(file: RegularFile) -> list[tuple[int, int]]:
-    """Return the (offset, size) of each data block, in the order of their keys.
+    """Return the (offset, size) of each data block, in the order of their keys; errors as `read_index`."""
+    return [(offset, nbytes) for _, offset, nbytes in read_index(file)]
+
+
+def read_index(file: RegularFile) -> list[tuple[bytes, int, int]]:
+    """Return (separator, offset, size) of each data block in order; no key of a block is above its separator.
 
     Raises:
         CorruptCheckpointError: The footer or the index block is damaged, or the blocks are more than fit into the file.
@@ -72,17 +83,17 @@ def read_handles(file: RegularFile) -> list[tuple[int, int]]:
         (offset, nbytes), _ = _read_handle(footer, position)
     except ValueError as error:
         raise CorruptCheckpointError(file.path, start, f"footer: {error}") from error
-    handles, total = [], 0
+    blocks, total = [], 0
     for key, value in read_block(file, offset, nbytes):
         try:
-            handle, _ = _read_handle(value, 0)
+            (start, size), _ = _read_handle(value, 0)
         except ValueError as error:
             raise CorruptCheckpointError(file.path, offset, f"index block, {key!r}: {error}") from error
-        total += handle[1] + TRAILER_BYTES
+        total += size + TRAILER_BYTES
         if total > file.nbytes:  # or one block could be read ten thousand times
             raise CorruptCheckpointError(file.path, offset, "the index block has more blocks than the file can hold")
-        handles.append(handle)
-    return handles
+        blocks.append((key, start, size))
+    return blocks
 
 
 def read_block(file: RegularFile, offset: int, nbytes: int) -> list[tuple[bytes, bytes]]:
@@ -90,6 +101,7 @@ def read_block(file: RegularFile, offset: int, nbytes: int) -> list[tuple[bytes,
 
     Raises:
         CorruptCheckpointError: It lies outside the file, or is damaged.
+        UnsupportedCheckpointError: It is compressed in a way that is not known.
     """
     if offset + nbytes + TRAILER_BYTES > file.nbytes - FOOTER_BYTES:
         raise CorruptCheckpointError(file.path, offset, f"a block of {nbytes} bytes at {offset} ends beyond the blocks")
@@ -97,18 +109,18 @@ def read_block(file: RegularFile, offset: int, nbytes: int) -> list[tuple[bytes,
     stored, found = int.from_bytes(data[nbytes + 1 :], "little"), masked(crc32c(memoryview(data)[: nbytes + 1]))
     if stored != found:
         raise CorruptCheckpointError(file.path, offset, f"checksum of a block: {stored:08x} stored, {found:08x} found")
+    if data[nbytes] not in _PLAIN:
+        raise UnsupportedCheckpointError(
+            file.path, f"a block is of type {data[nbytes]}; 0, plain, and 1, snappy, are known"
+        )
     try:
-        return _parse_block(_plain(data[nbytes], data[:nbytes]))
+        return _parse_block(_PLAIN[data[nbytes]](data[:nbytes]))
     except ValueError as error:
         raise CorruptCheckpointError(file.path, offset, f"block: {error}") from error
 
 
-def _plain(kind: int, contents: bytes) -> bytes:
-    if kind == 0:
-        return contents
-    if kind == 1:
-        return snappy.decompress(contents)
-    raise ValueError(f"its type is {kind}; 0, plain, and 1, snappy, are known")
+# By a block's type.
+_PLAIN: dict[int, Callable[[bytes], bytes]] = {0: bytes, 1: snappy.decompress}
 
 
 def _parse_block(contents: bytes) -> list[tuple[bytes, bytes]]:

@@ -110,3 +110,20 @@ def _packed(data: bytes) -> list[int]:
         value, position = read_varint(data, position)
         values.append(signed(value))
     return values
+
+
+def format_number(field: int, value: int, *, keeps_zero: bool = False) -> bytes:
+    """Return a field of kind int64; none for 0, its default, unless that it is there matters."""
+    if not value and not keeps_zero:
+        return b""
+    return format_varint(field << 3 | _VARINT) + format_varint(value & (1 << 64) - 1)
+
+
+def format_fixed32(field: int, value: int) -> bytes:
+    """Return a field of kind fixed32; none for 0, its default."""
+    return format_varint(field << 3 | _FIXED32) + value.to_bytes(4, "little") if value else b""
+
+
+def format_bytes(field: int, value: bytes) -> bytes:
+    """Return a field of kind bytes, a message within a message, say; it is there even if it is empty."""
+    return format_varint(field << 3 | _BYTES) + format_varint(len(value)) + value

@@ -1,0 +1,77 @@
+"""A TensorFlow checkpoint of either version, opened by the file that was found for it."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torchsaver.errors import CorruptCheckpointError
+from torchsaver.formats.regular_file import RegularFile
+from torchsaver.formats.tensor_file import TensorFile
+from torchsaver.formats.tensorflow import names
+from torchsaver.formats.tensorflow.bundle import Bundle
+from torchsaver.formats.tensorflow.object_graph import ObjectGraph
+from torchsaver.formats.tensorflow.sstable import has_magic
+from torchsaver.formats.tensorflow.stored_value import StoredValue
+
+
+class TensorFlowCheckpoint(Protocol):
+    """An open checkpoint: its keys, and where what is under them is."""
+
+    @property
+    def files(self) -> list[TensorFile]:
+        """The files of what has been asked for."""
+
+    @property
+    def paths(self) -> list[str]:
+        """The paths of all its files."""
+
+    def keys(self) -> list[str]:
+        """The keys, sorted."""
+
+    def find(self, key: str) -> StoredValue | None:
+        """What is stored under a key or under another name of it, None without it."""
+
+    def object_graph(self) -> ObjectGraph | None:
+        """The graph of the objects that were saved, if there is one."""
+
+    def close(self) -> None:
+        """Close the files."""
+
+
+def is_tensorflow(path: str) -> bool:
+    """Return whether a file is one of TensorFlow's: by its name an index, or a table.
+
+    Raises:
+        CorruptCheckpointError: It is no regular file.
+        OSError: As the system gave it.
+    """
+    if names.is_index(path):
+        return True
+    if path.endswith(".safetensors"):
+        return False
+    file = RegularFile(path)
+    try:
+        return has_magic(file)
+    finally:
+        file.close()
+
+
+def open_tensorflow(path: str) -> TensorFlowCheckpoint:
+    """Return the checkpoint that a file of TensorFlow's belongs to.
+
+    Raises:
+        CorruptCheckpointError: It is damaged, or one of its files is missing.
+        UnsupportedCheckpointError: It is of a newer version.
+        OSError: As the system gave it.
+    """
+    if names.is_index(path):
+        return Bundle(path)
+    # Here and not above: it needs numpy, which takes longer to import than an index to be listed.
+    from torchsaver.formats.tensorflow.v1_checkpoint import V1Checkpoint  # noqa: PLC0415
+
+    paths = names.v1_shards(path)
+    try:
+        return V1Checkpoint(paths)
+    except FileNotFoundError as error:
+        reason = f"it is one of {len(paths)} files, and {error.filename!r} is missing; copy all of them"
+        raise CorruptCheckpointError(path, 0, reason) from error

@@ -320,7 +320,7 @@ def test_restore_of_a_file_that_is_cut_while_values_are_filled_in_says_that_some
             os.truncate(file.path, 3 * MB)
         return read_chunks(file, *arguments, fill=fill, **more)
 
-    monkeypatch.setattr("torchsaver.formats.safetensors_file.read_chunks", cutting)
+    monkeypatch.setattr("torchsaver.formats.tensor_file.read_chunks", cutting)
     with pytest.raises(ts.CorruptCheckpointError, match="some tensors may have their new values by now"):
         ts.Saver(values).restore(prefix)
 

@@ -185,7 +185,7 @@ def test_parts_along_several_dimensions_have_their_values(tmp_path: Path) -> Non
 
 
 def test_strings_and_conjugates_are_partitioned_too(tmp_path: Path) -> None:
-    values = {"s": strings([b"a", b"bb", b"ccc"]), "c": torch.tensor([1 + 1j, 2 + 2j]).conj()}
+    values = {"s": strings([b"a", b"bb", b"ccc"]), "c": torch.nn.Parameter(torch.tensor([1 + 1j, 2 + 2j])).conj()}
     prefix = save_tf_checkpoint(tmp_path / "m", values, partitions={"s": [2], "c": [2]})
     assert bundles.stored(prefix) == {
         slice_key(b"s", [Range(0, 2)]): b"abb",
@@ -326,9 +326,11 @@ def test_nothing_to_save_is_refused(tmp_path: Path) -> None:
         save_tf_checkpoint(tmp_path / "m", {})
 
 
-def test_two_spellings_of_one_name_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("partitioned", [[], ["é"], ["\udcc3\udca9"]])
+def test_two_spellings_of_one_name_are_refused(partitioned: list[str], tmp_path: Path) -> None:
+    tensors = {"é": torch.zeros(2), "\udcc3\udca9": torch.zeros(2)}
     with pytest.raises(VarListError, match="the same key in the index, 'é'"):
-        save_tf_checkpoint(tmp_path / "m", {"é": torch.zeros(1), "\udcc3\udca9": torch.zeros(1)})
+        save_tf_checkpoint(tmp_path / "m", tensors, partitions=dict.fromkeys(partitioned, [2]))
 
 
 @pytest.mark.parametrize("first", ["v", "like"])

@@ -34,6 +34,8 @@ if typing.TYPE_CHECKING:
         latest_checkpoint,
         update_checkpoint_state,
     )
+    from torchsaver.tf_saving import save_tf_checkpoint
+    from torchsaver.transfer import init_from_checkpoint
     from torchsaver.variables.collection import Collection, Variable, track
     from torchsaver.variables.restore_plan import RestoreReport
 
@@ -64,6 +66,7 @@ __all__ = [
     "generate_checkpoint_state_proto",
     "get_checkpoint_mtimes",
     "get_checkpoint_state",
+    "init_from_checkpoint",
     "latest_checkpoint",
     "list_checkpoints",
     "list_variables",
@@ -72,6 +75,7 @@ __all__ = [
     "newest_valid_checkpoint",
     "print_tensors_in_checkpoint_file",
     "remove_checkpoint",
+    "save_tf_checkpoint",
     "track",
     "update_checkpoint_state",
     "verify_checkpoint",
@@ -106,6 +110,7 @@ _MODULES = {
     "generate_checkpoint_state_proto": "storage.state_file",
     "get_checkpoint_mtimes": "storage.checkpoint_files",
     "get_checkpoint_state": "storage.state_file",
+    "init_from_checkpoint": "transfer",
     "latest_checkpoint": "storage.state_file",
     "list_checkpoints": "inspection.directory",
     "list_variables": "reader",
@@ -114,6 +119,7 @@ _MODULES = {
     "newest_valid_checkpoint": "recovery",
     "print_tensors_in_checkpoint_file": "inspection.listing",
     "remove_checkpoint": "storage.checkpoint_files",
+    "save_tf_checkpoint": "tf_saving",
     "track": "variables.collection",
     "update_checkpoint_state": "storage.state_file",
     "verify_checkpoint": "inspection.verification",

@@ -167,6 +167,6 @@ class AssembledTensor:
         for piece, texts in read:
             part = np.empty(len(texts), dtype=object)
             part[:] = texts
-            place = *(slice(each.start, each.end) for each in piece.ranges), ...
+            place: Any = (*(slice(each.start, each.end) for each in piece.ranges), ...)
             array[place] = part.reshape(piece.spec.shape)
         return array

@@ -161,8 +161,13 @@ class MismatchError(TorchSaverError, RuntimeError):
         self.targets = tuple(targets)
         self.nearest = dict(nearest or {})
 
-    def _lines(self) -> list[str]:
-        groups = (
+    def why(self, key: str) -> str:
+        """Return what is wrong with one key, in a line; "" if nothing is."""
+        lines = [line for group in self._groups() for line in group if line.startswith(f"{key}: ")]
+        return "; ".join(line.removeprefix(f"{key}: ") for line in lines)
+
+    def _groups(self) -> tuple[list[str], ...]:
+        return (
             [f"{key}: not in the checkpoint{_nearest_text(self.nearest.get(key, ()))}" for key in self.missing],
             [
                 f"{key}: shape {stored} in checkpoint, {wanted} in var_list; pass reshape=True if the layout is right"
@@ -176,8 +181,10 @@ class MismatchError(TorchSaverError, RuntimeError):
             ],
             [f"{key}: {reason}" for key, reason in self.targets],
         )
+
+    def _lines(self) -> list[str]:
         lines = []
-        for group in groups:
+        for group in self._groups():
             lines += group[:_MOST_NAMED]
             if len(group) > _MOST_NAMED:
                 lines.append(f"... and {len(group) - _MOST_NAMED} more like this")

@@ -18,7 +18,7 @@ from torchsaver.formats.dtypes import torch_form
 from torchsaver.formats.manifest import Manifest
 from torchsaver.formats.regular_file import read_regular
 from torchsaver.formats.safetensors_file import SafetensorsFile
-from torchsaver.formats.safetensors_header import Layout, TensorSpec
+from torchsaver.formats.safetensors_header import FileLayout, TensorSpec
 from torchsaver.formats.shard_index import MAX_INDEX_BYTES, parse_index
 from torchsaver.formats.tensor_file import TensorFile
 from torchsaver.formats.tensorflow import names as tensorflow_names
@@ -67,7 +67,7 @@ class OpenCheckpoint:
         OSError: As the system gave it.
     """
 
-    def __init__(self, save_path: str | os.PathLike[str], *, known: Sequence[Layout] = ()) -> None:
+    def __init__(self, save_path: str | os.PathLike[str], *, known: Sequence[FileLayout] = ()) -> None:
         self.save_path = paths.path_text(save_path)
         self._files: list[SafetensorsFile] = []
         self._known = known

@@ -10,7 +10,7 @@ import torch
 
 from torchsaver.assembled_tensor import AssembledTensor
 from torchsaver.formats.safetensors_file import SafetensorsFile
-from torchsaver.formats.safetensors_header import Layout, TensorSpec
+from torchsaver.formats.safetensors_header import FileLayout, TensorSpec
 from torchsaver.formats.tensor_file import TensorFile
 from torchsaver.formats.tensorflow.data_types import BY_TORCH_NAME
 from torchsaver.open_checkpoint import OpenCheckpoint, open_as
@@ -127,7 +127,7 @@ class CheckpointReader(OpenCheckpoint):
         return files, shards, self.aliases, list(self.object_trees)
 
     @property
-    def layouts(self) -> list[Layout]:
+    def layouts(self) -> list[FileLayout]:
         """Those of its files, for another reader of files like them; none of TensorFlow's."""
         return [file.layout for file in self._files]
 

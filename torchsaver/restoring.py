@@ -14,13 +14,14 @@ import torch
 from torchsaver.errors import CorruptCheckpointError, MismatchError
 from torchsaver.formats.checksum import crc32c
 from torchsaver.formats.chunks import Chunk, Extent, cut_into_chunks
-from torchsaver.formats.safetensors_header import Layout, TensorSpec
+from torchsaver.formats.safetensors_header import FileLayout, TensorSpec
 from torchsaver.formats.tensor_bytes import footprint, is_dense, note_new_values, row_major_bytes, span
 from torchsaver.formats.tensor_file import TensorFile
 from torchsaver.reader import CheckpointReader
 from torchsaver.stored_tensor import StoredTensor
 from torchsaver.variables import objects
-from torchsaver.variables.restore_plan import RestorePlan, RestoreReport, plan_restore
+from torchsaver.variables.layouts import Layout
+from torchsaver.variables.restore_plan import Checkpoint, RestorePlan, RestoreReport, plan_restore
 from torchsaver.variables.state_tree import tensor_keys, unflatten
 from torchsaver.variables.var_list import Slots
 
@@ -67,7 +68,7 @@ class PreparedRestore:
     streamed: dict[str, str] = field(default_factory=dict)
     overlapping: list[list[tuple[str, str]]] = field(default_factory=list)
     bytes: int = 0
-    layouts: list[Layout] = field(default_factory=list)
+    layouts: list[FileLayout] = field(default_factory=list)
 
     def __reduce__(self) -> tuple[type[PreparedRestore], tuple[()]]:
         return PreparedRestore, ()  # a copied or pickled saver has other tensors
@@ -81,6 +82,7 @@ def restore_from(
     reshape: bool,
     verify: bool,
     before: PreparedRestore,
+    names: Checkpoint | None = None,
 ) -> tuple[RestoreReport, PreparedRestore]:
     """Restore the slots from an open checkpoint: plan, check everything, and only then fill; all or nothing.
 
@@ -91,12 +93,13 @@ def restore_from(
         reshape: Whether another shape of the same number of elements will do.
         verify: Whether to compare checksums.
         before: What the last restore returned: it is used again if it can be.
+        names: Where slots' keys are looked up, if these are not keys of the checkpoint.
 
     Raises:
         MismatchError, CorruptCheckpointError, OSError: As `Saver.restore`.
     """
     started = time.perf_counter()
-    prepared = _prepared(reader, slots, before, strict=strict, reshape=reshape)
+    prepared = _prepared(reader, slots, before, names, strict=strict, reshape=reshape)
     plan = prepared.plan
     if verify:
         for part in prepared.parts:
@@ -120,14 +123,25 @@ def restore_from(
 
 
 def _prepared(
-    reader: CheckpointReader, slots: Slots, before: PreparedRestore, *, strict: bool, reshape: bool
+    reader: CheckpointReader,
+    slots: Slots,
+    before: PreparedRestore,
+    names: Checkpoint | None,
+    *,
+    strict: bool,
+    reshape: bool,
 ) -> PreparedRestore:
     basis = None
-    if not slots.objects and (places := footprint(slots.tensors.values())) is not None:
+    if (
+        names is None
+        and not slots.objects
+        and not slots.layouts
+        and (places := footprint(slots.tensors.values())) is not None
+    ):
         basis = strict, reshape, list(slots.tensors), slots.aliases, places, reader.placement
     if basis is not None and before.basis == basis:
         return before
-    plan = plan_restore(slots, reader, strict=strict, reshape=reshape)
+    plan = plan_restore(slots, names or reader, strict=strict, reshape=reshape)
     parts, streamed = _file_parts(slots, plan, reader)
     nbytes = sum(spec.nbytes for part in parts for spec in part.specs)
     return PreparedRestore(basis, plan, parts, streamed, _overlapping(slots, plan), nbytes, reader.layouts)
@@ -145,7 +159,7 @@ def _file_parts(slots: Slots, plan: RestorePlan, reader: CheckpointReader) -> tu
         stored = reader.stored(stored_key)
         for file, spec in stored.pieces:
             read[file][spec.key] = spec
-        if isinstance(stored, StoredTensor) and is_dense(slots.tensors[key]):
+        if isinstance(stored, StoredTensor) and key in slots.tensors and is_dense(slots.tensors[key]):
             straight[stored.file].append((stored.spec, key, slots.tensors[key].data_ptr()))
         else:
             streamed[key] = stored_key
@@ -213,11 +227,22 @@ def fill_tensors(slots: Slots, prepared: PreparedRestore, reader: CheckpointRead
             finally:
                 note_new_values([slots.tensors[key] for key in part.dense])
         for key, stored_key in prepared.streamed.items():
-            reader.stored(stored_key).read_into(slots.tensors[key])
+            stored = reader.stored(stored_key)
+            if key in slots.tensors:
+                stored.read_into(slots.tensors[key])
+            else:
+                lay_out(slots.layouts[key], stored.read())
     except OSError as error:
         raise OSError(error.errno, f"{error.strerror}; {_HALF_DONE}", error.filename) from error
     except CorruptCheckpointError as error:
         raise CorruptCheckpointError(error.path, error.offset, f"{error.reason}; {_HALF_DONE}") from error
+
+
+def lay_out(layout: Layout, value: torch.Tensor) -> None:
+    """Fill the tensors of a layout with what is stored for them, in place."""
+    with torch.no_grad():
+        for tensor, part in zip(layout.tensors, layout.from_stored(value), strict=True):
+            tensor.copy_(part)
 
 
 def require_one_value_a_place(slots: Slots, prepared: PreparedRestore, reader: CheckpointReader) -> None:
@@ -248,7 +273,9 @@ def require_one_value_a_place(slots: Slots, prepared: PreparedRestore, reader: C
 def _overlapping(slots: Slots, plan: RestorePlan) -> list[list[tuple[str, str]]]:
     """Return groups of (slot key, stored key) whose tensors reach over the same bytes of memory."""
     by_place = sorted(
-        (str(tensor.device), *_reach(tensor), key) for key in plan.sources if (tensor := slots.tensors[key]).numel()
+        (str(tensor.device), *_reach(tensor), key)
+        for key in plan.sources
+        if key in slots.tensors and (tensor := slots.tensors[key]).numel()
     )
     groups: list[list[tuple[str, str]]] = []
     last_device, last_stop = "", 0

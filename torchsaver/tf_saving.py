@@ -200,9 +200,8 @@ def _cut(name: bytes, values: Values, counts: Sequence[int]) -> Iterator[Part]:
         yield _part(name, values)
         return
     along = [_ranges(size, count) for size, count in zip(whole, counts, strict=True)]
-    source = values.detach() if isinstance(values, torch.Tensor) else values
     for ranges in itertools.product(*along):
-        yield _part(name, source[tuple(slice(each.start, each.start + each.length) for each in ranges)], ranges, whole)
+        yield _part(name, values[tuple(slice(each.start, each.start + each.length) for each in ranges)], ranges, whole)
 
 
 def _ranges(size: int, count: int) -> list[Range]:

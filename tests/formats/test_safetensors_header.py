@@ -14,7 +14,7 @@ from torchsaver.errors import CorruptCheckpointError, TorchSaverError, Unsupport
 from torchsaver.formats.safetensors_header import (
     DTYPE_BITS,
     MAX_HEADER_BYTES,
-    Layout,
+    FileLayout,
     TensorSpec,
     format_header,
     is_sizes,
@@ -39,12 +39,12 @@ def test_layout_any_order_given_puts_wide_dtypes_first_then_keys() -> None:
 
 def test_format_header_example_gives_these_bytes() -> None:
     text = '{"__metadata__":{"m":"\u00e9"},"b":{"dtype":"F32","shape":[2,1],"data_offsets":[0,8]},"a":{"dtype":"I8","shape":[],"data_offsets":[8,9]}}'
-    assert format_header(Layout(SPECS), {"m": "\u00e9"}) == (184).to_bytes(8, "little") + text.encode().ljust(184)
+    assert format_header(FileLayout(SPECS), {"m": "\u00e9"}) == (184).to_bytes(8, "little") + text.encode().ljust(184)
 
 
 def test_format_header_any_length_starts_data_at_a_multiple_of_64_and_parses_back() -> None:
     for length in range(130):
-        head = format_header(Layout(SPECS), {"m": "x" * length})
+        head = format_header(FileLayout(SPECS), {"m": "x" * length})
         assert len(head) % 64 == 0
         assert parse_length(head[:8], len(head) + 9, "p") == len(head) - 8
         found, metadata = parse_header(head[8:], 9, "p")
@@ -61,7 +61,7 @@ def test_parse_header_specs_in_any_order_come_in_the_order_of_the_file() -> None
 )
 def test_parse_header_odd_key_is_a_key_as_any_other(key: str) -> None:
     specs = [TensorSpec(key, "F32", (1,), 0, 4)]
-    assert list(parse_header(format_header(Layout(specs), {})[8:], 4, "p")[0].specs) == [key]
+    assert list(parse_header(format_header(FileLayout(specs), {})[8:], 4, "p")[0].specs) == [key]
 
 
 @pytest.mark.parametrize(

@@ -183,6 +183,10 @@ def test_layout_of_a_lazy_parameter_waits_for_its_shape() -> None:
     layer(torch.zeros(1, 2, 5, 5))
     assert repr(layout) == "Layout(conv: [4, 2, 3, 3])"
     assert layout.stored_shape() == (3, 3, 2, 4)
+    query, key = torch.nn.LazyLinear(2), torch.nn.LazyLinear(3)
+    fused = dense(query.weight, key.weight, join=Concat(0))
+    query(torch.zeros(1, 4)), key(torch.zeros(1, 4))
+    assert fused.stored_shape() == (4, 5)
 
 
 def test_layout_is_equal_to_itself_only_and_can_be_a_key() -> None:

@@ -21,6 +21,10 @@ class Spec:
     shape: tuple[int, ...] = (2,)
     dtype: torch.dtype = torch.float32
 
+    @property
+    def dtype_name(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
 
 @dataclass
 class Shelf:

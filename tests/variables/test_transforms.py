@@ -77,6 +77,13 @@ def test_transform_there_and_back_gives_the_same_bits_both_ways(case: Any, dtype
     assert content(transform.to_torch(transform.to_stored(other))) == content(other)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("transform", [gates(2, 0, 1), dense.then(flatten(2, 2, 3)), flatten(3, 2, 2)])
+def test_transform_that_copies_keeps_the_bits_of_every_dtype(transform: Transform, dtype: torch.dtype) -> None:
+    stored = any_bits((12, 12), dtype)
+    assert content(transform.to_stored(transform.to_torch(stored))) == content(stored)
+
+
 @settings(deadline=None)
 @given(case=cases(), dtype=st.sampled_from(DTYPES))
 def test_transform_of_a_meta_tensor_gives_the_shape_without_values(case: Any, dtype: torch.dtype) -> None:

@@ -28,7 +28,7 @@ class SafetensorsFile(TensorFile):
         OSError: As the system gave it.
     """
 
-    def __init__(self, path: str, known: Iterable[header.Layout] = ()) -> None:
+    def __init__(self, path: str, known: Iterable[header.FileLayout] = ()) -> None:
         super().__init__(path)
         try:
             self._read_header(known)
@@ -36,7 +36,7 @@ class SafetensorsFile(TensorFile):
             self.close()
             raise
 
-    def _read_header(self, known: Iterable[header.Layout]) -> None:
+    def _read_header(self, known: Iterable[header.FileLayout]) -> None:
         file = self._file
         length = header.parse_length(file.read(0, min(header.LENGTH_BYTES, file.nbytes)), file.nbytes, self.path)
         self._data_start = header.LENGTH_BYTES + length

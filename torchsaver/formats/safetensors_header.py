@@ -81,7 +81,7 @@ class TensorSpec(NamedTuple):
         return self.end - self.start
 
 
-class Layout:
+class FileLayout:
     """Where each tensor is in a file: the header without its metadata. Files of the same tensors can share one.
 
     Args:
@@ -107,7 +107,7 @@ class Layout:
         return canonical_json({spec.key: [spec.dtype, spec.shape] for spec in self.specs.values()}).encode("utf-8")
 
 
-def lay_out(tensors: Iterable[tuple[str, str, Sequence[int]]]) -> Layout:
+def lay_out(tensors: Iterable[tuple[str, str, Sequence[int]]]) -> FileLayout:
     """Return where a file has the tensors given as (key, dtype name, shape).
 
     Wider dtypes come first and keys are sorted within a width, so that every tensor is aligned to its own items.
@@ -118,10 +118,10 @@ def lay_out(tensors: Iterable[tuple[str, str, Sequence[int]]]) -> Layout:
         assert nbytes is not None, f"{key}: a tensor in memory has a size in bytes"
         specs.append(TensorSpec(key, dtype, tuple(shape), offset, offset + nbytes))
         offset += nbytes
-    return Layout(specs)
+    return FileLayout(specs)
 
 
-def format_header(layout: Layout, metadata: Mapping[str, str]) -> bytes:
+def format_header(layout: FileLayout, metadata: Mapping[str, str]) -> bytes:
     """Return length and header, padded with spaces so that the data starts at a multiple of DATA_ALIGNMENT."""
     parts = [f"{quoted(METADATA_KEY)}:{canonical_json(dict(metadata))}"] if metadata else []
     text = f"{{{','.join([*parts, layout.members] if layout.specs else parts)}}}".encode()
@@ -160,8 +160,8 @@ def parse_length(data: bytes | bytearray, file_bytes: int, path: str) -> int:
 
 
 def parse_header(
-    data: bytes | bytearray, data_bytes: int, path: str, known: Iterable[Layout] = ()
-) -> tuple[Layout, dict[str, str]]:
+    data: bytes | bytearray, data_bytes: int, path: str, known: Iterable[FileLayout] = ()
+) -> tuple[FileLayout, dict[str, str]]:
     """Return the layout, its specs in the order of the file, and the `__metadata__` strings.
 
     Args:
@@ -198,7 +198,7 @@ def parse_header(
         position = spec.end
     if position != data_bytes:
         _fail(path, f"the tensors take {position} bytes, and {data_bytes} follow the header")
-    return Layout(specs), metadata
+    return FileLayout(specs), metadata
 
 
 def _leading_metadata(cursor: JsonCursor, path: str) -> dict[str, str]:

@@ -59,6 +59,11 @@ def require_storable_objects(slots: Slots) -> None:
 
 def _flatten_objects(slots: Slots, problems: Problems) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     tensors, trees = dict(slots.tensors), {}
+    for key, layout in slots.layouts.items():
+        try:
+            tensors[key] = layout.to_stored()
+        except ValueError as error:
+            problems.add(f"{key!r} cannot be laid out: {error}")
     for key, value in slots.objects.items():
         trees[key], inside = flatten(key, value.state_dict(), problems)
         for name in inside:

@@ -14,6 +14,7 @@ import torch
 
 from torchsaver.errors import CorruptCheckpointError, MismatchError, SkippedCheckpoint, nearest_keys
 from torchsaver.formats.tensor_bytes import dtype_text, why_not_writable
+from torchsaver.variables.layouts import Layout
 from torchsaver.variables.state_tree import tensor_keys
 from torchsaver.variables.var_list import Slots
 
@@ -146,6 +147,15 @@ def plan_restore(slots: Slots, checkpoint: Checkpoint, *, strict: bool, reshape:
             dtypes.append((key, stored.dtype_name, dtype_text(tensor.dtype)))
         elif not _fits(stored.shape, tensor.shape, reshape):
             shapes.append((key, list(stored.shape), list(tensor.shape)))
+    for key, layout in slots.layouts.items():
+        if (hit := checkpoint.find(key)) is None:
+            plan.missing.append(key)
+            continue
+        plan.sources[key], stored = hit
+        if (reason := _why_not_laid_out(layout, stored)) is not None:
+            targets.append((key, reason))
+        elif stored.dtype != layout.dtype:
+            dtypes.append((key, stored.dtype_name, dtype_text(layout.dtype)))
     plan.aliases = {alias: key for alias, key in slots.aliases.items() if key in plan.sources}
     _plan_objects(plan, slots, checkpoint)
     missing = plan.missing if strict else []
@@ -168,6 +178,20 @@ def _names_by_slot(slots: Slots) -> dict[str, list[str]]:
 
 def _fits(stored: tuple[int, ...], wanted: torch.Size, reshape: bool) -> bool:
     return stored == tuple(wanted) or (reshape and math.prod(stored) == math.prod(wanted))
+
+
+def _why_not_laid_out(layout: Layout, stored: Stored) -> str | None:
+    """Return why a stored value cannot be laid out into its tensors; None when it can, its dtype aside."""
+    for tensor in layout.tensors:
+        if (reason := why_not_writable(tensor)) is not None:
+            return reason
+        if tensor.is_inference() and not torch.is_inference_mode_enabled():
+            return "is an inference tensor; restore inside torch.inference_mode()"
+    try:
+        layout.from_stored(torch.empty(stored.shape, dtype=layout.dtype, device="meta"))
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def _plan_objects(plan: RestorePlan, slots: Slots, checkpoint: Checkpoint) -> None:

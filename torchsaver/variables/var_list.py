@@ -15,6 +15,7 @@ import torch
 from torchsaver.errors import VarListError, VarListTypeError
 from torchsaver.formats.json_text import is_unicode
 from torchsaver.variables.collection import Collection, current_collection, name_of
+from torchsaver.variables.layouts import Layout
 
 RESERVED_KEY = "__metadata__"  # safetensors' own: a tensor of that name makes a file nobody can read
 _DICT_FORM = 'give it a key: Saver({"my_key": value})'
@@ -61,7 +62,7 @@ class _ExtraState:
         self.module.set_extra_state(state)
 
 
-EntryValue: TypeAlias = "torch.Tensor | Place | torch.nn.Module | Stateful"
+EntryValue: TypeAlias = "torch.Tensor | Layout | Place | torch.nn.Module | Stateful"
 
 
 @dataclass(frozen=True)
@@ -79,9 +80,10 @@ class Slots:
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
     aliases: dict[str, str] = field(default_factory=dict)  # {another name of a tied tensor: its key in `tensors`}
     objects: dict[str, Stateful] = field(default_factory=dict)
+    layouts: dict[str, Layout] = field(default_factory=dict)  # values that are laid out otherwise in the checkpoint
 
     def __bool__(self) -> bool:
-        return bool(self.tensors or self.objects)
+        return bool(self.tensors or self.objects or self.layouts)
 
 
 class Problems:
@@ -158,6 +160,9 @@ def resolve(entries: Iterable[Entry]) -> Slots:
             keys.setdefault(id(value), entry.key)
         elif isinstance(value, torch.nn.Module):
             _resolve_module(entry.key, value, slots, keys, problems)
+        elif isinstance(value, Layout):
+            if _is_free(entry.key, slots, problems):
+                slots.layouts[entry.key] = value
         elif _is_free(entry.key, slots, problems):
             slots.objects[entry.key] = value
     problems.raise_if_any()
@@ -265,6 +270,8 @@ def _is_good_value(key: str, value: Any, problems: Problems) -> bool:
         problems.add(f"{key!r} is None; leave it out")
     elif isinstance(value, Mapping):
         problems.add(f"{key!r} is a nested dict; give its values keys of their own", wrong_type=True)
+    elif isinstance(value, Layout):
+        return True
     elif isinstance(value, (Collection, type)) or not isinstance(value, (torch.Tensor, torch.nn.Module, Stateful)):
         remedy = "a tensor, a Module or an object with state_dict() and load_state_dict() was wanted"
         if isinstance(value, (bool, int, float, str)):
@@ -276,7 +283,7 @@ def _is_good_value(key: str, value: Any, problems: Problems) -> bool:
 
 
 def _is_free(key: str, slots: Slots, problems: Problems) -> bool:
-    if key in slots.tensors or key in slots.aliases or key in slots.objects:
+    if any(key in keys for keys in (slots.tensors, slots.aliases, slots.objects, slots.layouts)):
         problems.add(f"{key!r} is the key of two values; name one of them otherwise")
         return False
     return True

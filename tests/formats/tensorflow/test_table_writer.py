@@ -61,6 +61,13 @@ def test_entries_beyond_a_block_come_back_from_several(tmp_path: Path) -> None:
     assert _table(path) == entries
 
 
+@pytest.mark.parametrize(("nbytes", "blocks"), [(BLOCK_BYTES - 15, 1), (BLOCK_BYTES - 14, 2)])
+def test_block_is_ended_when_it_is_just_full(nbytes: int, blocks: int, tmp_path: Path) -> None:
+    # Sizes take 5 bytes, the key 1, and the one restart and the number of restarts 4 each.
+    table = format_table([(b"a", bytes(nbytes)), (b"b", b"")])
+    assert len(_handles(tmp_path / "full.index", table)) == blocks
+
+
 @pytest.mark.parametrize(("nbytes", "blocks"), [(2 * BLOCK_BYTES - 2, 2), (2 * BLOCK_BYTES - 1, 3)])
 def test_entry_of_two_blocks_size_has_one_for_itself(nbytes: int, blocks: int, tmp_path: Path) -> None:
     entries = [(b"a", b"small"), (b"b", bytes(nbytes)), (b"c", b"small")]

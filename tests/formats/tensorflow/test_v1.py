@@ -23,7 +23,7 @@ from torchsaver.formats.tensorflow import v1
 from torchsaver.formats.tensorflow.data_types import STRING
 from torchsaver.formats.tensorflow.slices import WHOLE, Range, slice_key
 from torchsaver.formats.tensorflow.sstable import MAGIC, masked
-from torchsaver.formats.tensorflow.v1 import V1Files, V1File, V1Tensor, open_v1
+from torchsaver.formats.tensorflow.v1 import V1File, V1Files, V1Tensor, open_v1
 from torchsaver.formats.tensorflow.v1_values import parse_varints
 from torchsaver.formats.tensorflow.wire import format_varint, read_varint, signed
 

@@ -1,0 +1,312 @@
+"""Values from other checkpoints into a model: TensorFlow's, and those of torch under other names.
+
+ts.init_from_checkpoint("bert_model.ckpt", {"bert/": transfer.from_tf(model)})
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from torchsaver import restoring
+from torchsaver.errors import CheckpointKeyError, MismatchError, nearest_keys
+from torchsaver.reader import CheckpointReader, load_checkpoint
+from torchsaver.restoring import PreparedRestore
+from torchsaver.variables.joins import Concat, Single, Stack, Sum
+from torchsaver.variables.layouts import Layout, Transform, identity
+from torchsaver.variables.name_map import AssignmentMap, Link, Match, ModuleNames, Target, match_names
+from torchsaver.variables.name_rules import Rules
+from torchsaver.variables.restore_plan import RestorePlan, RestoreReport, plan_restore
+from torchsaver.variables.tf_modules import basic_lstm_layouts, module_layouts, rnn_layouts
+from torchsaver.variables.transforms import (
+    conv,
+    conv_transpose,
+    dense,
+    depthwise,
+    flatten,
+    gates,
+    heads,
+    output_heads,
+    parse_transform,
+    pointwise,
+)
+from torchsaver.variables.var_list import Slots
+
+__all__ = [
+    "Concat",
+    "Layout",
+    "Single",
+    "Stack",
+    "Sum",
+    "TransferPlan",
+    "Transform",
+    "basic_lstm_layouts",
+    "conv",
+    "conv_transpose",
+    "dense",
+    "depthwise",
+    "flatten",
+    "from_tf",
+    "gates",
+    "heads",
+    "identity",
+    "init_from_checkpoint",
+    "map_names",
+    "module_layouts",
+    "output_heads",
+    "parse_transform",
+    "plan_transfer",
+    "pointwise",
+    "rnn_layouts",
+]
+
+_MOST_NEAREST = 10  # finding names that look alike is slow, and nobody reads more
+
+
+def from_tf(module: torch.nn.Module, rules: Rules = None) -> ModuleNames:
+    r"""Return a module as TensorFlow has it: under TensorFlow's names, each value laid out as TensorFlow does.
+
+    A value is found by the path of its module and TensorFlow's name for it, `layers/0/dense/kernel` for the weight of
+    `layers.0.dense`. By the module's type, a kernel is transposed (Linear), permuted (convolutions), or its gates are
+    put into torch's order (GRU). `rules` make such names of the checkpoint's, without the scope:
+
+        from_tf(model, {re.compile(r"layer_(\d+)/"): r"layers.\1.", "pooler/dense/": "pooler/"})
+
+    Args:
+        module: What is to be restored; it is looked at when the names are.
+        rules: A dict or list of renamings, worked through in order, or a function: `name_rules.read_rules` has them.
+
+    Raises:
+        TypeError: `module` is no Module, or a rule is none.
+    """
+    return ModuleNames(module, rules)
+
+
+@dataclass(frozen=True)
+class TransferPlan:
+    """What a transfer would do; its text is a table of it.
+
+    Attributes:
+        save_path: The checkpoint.
+        links: Which value goes where.
+        rows: For each link: key, shape as stored, transform, variable, its shapes.
+        missing: {variable without a value: names of the checkpoint that look like the one it was looked for under}.
+        unused: {key that goes nowhere: its shape}.
+        problems: {variable: why the value found for it does not fit}.
+    """
+
+    save_path: str
+    links: tuple[Link, ...]
+    rows: tuple[tuple[str, str, str, str, str], ...]
+    missing: Mapping[str, tuple[str, ...]]
+    unused: Mapping[str, list[int]]
+    problems: Mapping[str, str]
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every variable gets a value, and every value fits."""
+        return not self.missing and not self.problems
+
+    def __str__(self) -> str:
+        widths = [max((len(row[column]) for row in self.rows), default=0) for column in range(4)]
+        lines = [
+            f"  {key:{widths[0]}}  {shape:{widths[1]}}  {transform:{widths[2]}}  -> {label:{widths[3]}}  {shapes}"
+            for key, shape, transform, label, shapes in self.rows
+        ]
+        parts = [f"{len(self.rows)} values of {self.save_path!r}:", *lines]
+        if self.problems:
+            parts += [f"{len(self.problems)} do not fit:", *(f"  {name}: {why}" for name, why in self.problems.items())]
+        if self.missing:
+            parts.append(f"{len(self.missing)} variables without a value:")
+            parts += [f"  {name}{_nearest_text(names)}" for name, names in self.missing.items()]
+        if self.unused:
+            parts.append(f"{len(self.unused)} values that go nowhere:")
+            parts += [f"  {key}  {shape}" for key, shape in self.unused.items()]
+        return "\n".join(parts)
+
+
+def _nearest_text(names: Sequence[str]) -> str:
+    return f"; nearest: {', '.join(map(repr, names))}" if names else ""
+
+
+def plan_transfer(ckpt_dir_or_file: str | os.PathLike[str], assignment_map: AssignmentMap) -> TransferPlan:
+    """Return what `init_from_checkpoint` would do, and change nothing: a dry run. `print` shows all of it.
+
+    Args:
+        ckpt_dir_or_file, assignment_map: As there.
+
+    Raises:
+        TypeError, ValueError, TorchSaverError, OSError: As there; what is missing or does not fit is in the plan.
+    """
+    with load_checkpoint(ckpt_dir_or_file) as reader:
+        match = match_names(names_of(reader), assignment_map)
+        rows, problems = [], {}
+        for link in match.links:
+            stored = reader.stored(link.key)
+            transform, shapes = _layout_text(link.target)
+            rows.append((link.key, str(list(stored.shape)), transform, link.label, shapes))
+            try:
+                _plan(reader, [link])
+            except MismatchError as error:
+                problems[link.label] = error.why(link.label)
+        return TransferPlan(
+            save_path=reader.save_path,
+            links=tuple(match.links),
+            rows=tuple(rows),
+            missing=_missing(match, reader),
+            unused={key: list(reader.describe(key).shape) for key in match.unused},
+            problems=problems,
+        )
+
+
+def _layout_text(target: Target) -> tuple[str, str]:
+    if isinstance(target, Layout):
+        return str(target.transform), ", ".join(str(list(tensor.shape)) for tensor in target.tensors)
+    return "", str(list(target.shape))
+
+
+def _missing(match: Match, reader: CheckpointReader) -> dict[str, tuple[str, ...]]:
+    keys = reader.keys()
+    return {
+        label: nearest_keys(name, keys) if number < _MOST_NEAREST else ()
+        for number, (label, name) in enumerate(match.missing)
+    }
+
+
+def names_of(reader: CheckpointReader) -> dict[str, list[str]]:
+    """Return for each key of a checkpoint the other names it goes by: aliases, and an object graph's path and name."""
+    names: dict[str, list[str]] = {key: [] for key in reader.keys()}
+    for alias, key in reader.aliases.items():
+        names[key].append(alias)
+    graph = reader.object_graph()
+    for key, value in ({} if graph is None else graph.keys).items():
+        if key in names and value.attribute == "VARIABLE_VALUE":
+            unique = value.full_name if graph is not None and graph.find(value.full_name) == key else ""
+            names[key] += [name for name in (unique, value.path) if name]
+    return names
+
+
+def map_names(ckpt_dir_or_file: str | os.PathLike[str], assignment_map: AssignmentMap) -> dict[str, Target]:
+    """Return the var_list that an assignment map comes to: `Saver(map_names(...))` restores it, and saves it back.
+
+    Args:
+        ckpt_dir_or_file, assignment_map: As `init_from_checkpoint`.
+
+    Raises:
+        ValueError: One value goes into several variables, for which a var_list has no words.
+        MismatchError, TypeError, TorchSaverError, OSError: As `init_from_checkpoint`.
+    """
+    with load_checkpoint(ckpt_dir_or_file) as reader:
+        links = _links(reader, assignment_map)
+    by_key: dict[str, Link] = {}
+    for link in links:
+        if link.key in by_key:
+            raise ValueError(f"{link.key!r} goes into {by_key[link.key].label!r} and {link.label!r}")
+        by_key[link.key] = link
+    return {key: link.target for key, link in by_key.items()}
+
+
+def _links(reader: CheckpointReader, assignment_map: AssignmentMap) -> list[Link]:
+    """Return the links of a map that has a value for everything it names.
+
+    Raises:
+        MismatchError: Not everything.
+    """
+    match = match_names(names_of(reader), assignment_map)
+    if match.missing:
+        missing = [label for label, _ in match.missing]
+        raise MismatchError(reader.save_path, missing=missing, nearest=_missing(match, reader))
+    return match.links
+
+
+def init_from_checkpoint(
+    ckpt_dir_or_file: str | os.PathLike[str], assignment_map: AssignmentMap, *, verify: bool = True
+) -> RestoreReport:
+    r"""Fill variables from a checkpoint whose names, and layouts, are others: all of them, or, with an error, none.
+
+        ts.init_from_checkpoint("bert_model.ckpt", {"bert/": transfer.from_tf(model.bert)})
+
+    What may be on the checkpoint's side, and on the variables':
+        - `"dense/kernel": tensor`: one value; `transfer.dense(tensor)` for one that is laid out otherwise.
+        - `"scope/": module`: all values of the module, under its own names; `"scope/": transfer.from_tf(module, rules)`:
+          under TensorFlow's. "/" is no scope at all.
+        - `"scope/": "other/"` and `"name": "other"`: variables of the current collection, by their names.
+        - `re.compile(r"tower_\d+/")` for a scope, or, with a template such as r"layer\1/w", for names.
+        - a function from a name of the checkpoint to what is left of it after the scope, or to None.
+        - `"emb": [part_0, part_1]`: a variable in parts, along its first dimension.
+
+    As in TF, a scope takes whole parts of names, other values of the checkpoint are left alone, and a list of pairs lets
+    one value go into several variables. Unlike TF, it happens at once, shapes and dtypes are checked at once, and a
+    misspelled scope is an error.
+
+    Args:
+        ckpt_dir_or_file: As `load_checkpoint`; torchsaver's, TensorFlow's or anyone's safetensors.
+        assignment_map: A dict, a list of pairs, or just a module or `from_tf(module)`.
+        verify: As `Saver.restore`.
+
+    Returns:
+        What was restored, by variable, and the values that went nowhere.
+
+    Raises:
+        MismatchError: Variables the checkpoint has no value for, other shapes, other dtypes: all of them.
+        TypeError, ValueError: An entry of the map is none; it is named.
+        CheckpointNotFoundError, CorruptCheckpointError, UnsupportedCheckpointError, OSError: As `Saver.restore`.
+    """
+    with load_checkpoint(ckpt_dir_or_file) as reader:
+        return restore_links(reader, _links(reader, assignment_map), verify=verify)
+
+
+def restore_links(reader: CheckpointReader, links: Sequence[Link], *, verify: bool = True) -> RestoreReport:
+    """Fill the variables of links from an open checkpoint: all, or, with an error, none; raises as `Saver.restore`."""
+    slots, keys = _slots(links)
+    renamed = _Renamed(reader, keys)
+    report, _ = restoring.restore_from(
+        reader, slots, strict=True, reshape=False, verify=verify, before=PreparedRestore(), names=renamed
+    )
+    return report
+
+
+def _plan(reader: CheckpointReader, links: Sequence[Link]) -> RestorePlan:
+    slots, keys = _slots(links)
+    return plan_restore(slots, _Renamed(reader, keys), strict=True, reshape=False)
+
+
+def _slots(links: Sequence[Link]) -> tuple[Slots, dict[str, str]]:
+    """Return the variables by label, a number added where two have the same, and {label: key}."""
+    slots, keys = Slots(), {}
+    for link in links:
+        label, number = link.label, 1
+        while label in keys:
+            number += 1
+            label = f"{link.label} ({number})"
+        keys[label] = link.key
+        if isinstance(link.target, Layout):
+            slots.layouts[label] = link.target
+        else:
+            slots.tensors[label] = link.target
+    return slots, keys
+
+
+class _Renamed:
+    """A checkpoint whose values are found by the labels of variables."""
+
+    def __init__(self, reader: CheckpointReader, keys: Mapping[str, str]) -> None:
+        self.save_path = reader.save_path
+        self.object_trees: Mapping[str, Any] = {}
+        self._reader = reader
+        self._keys = keys
+
+    def keys(self) -> list[str]:
+        """Return the checkpoint's keys."""
+        return self._reader.keys()
+
+    def find(self, label: str) -> Any:
+        """Return the key and the place of the value for a variable."""
+        found = self._reader.find(self._keys[label])
+        if found is None:
+            raise CheckpointKeyError(self.save_path, self._keys[label])
+        return found

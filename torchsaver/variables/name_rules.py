@@ -1,0 +1,67 @@
+"""Renaming: the rules that turn a checkpoint's names into others, the same for modules, restores and conversions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeAlias
+
+Rule: TypeAlias = "tuple[str | re.Pattern[str], str | None]"
+Rules: TypeAlias = "Mapping[str | re.Pattern[str], str | None] | Iterable[Rule] | Callable[[str], str | None] | None"
+SCOPE_ENDS = ("/", ".")
+
+
+def read_rules(rules: Rules) -> Callable[[str], str | None]:
+    r"""Return the function that renames by `rules`; it gives None for a name that is left out.
+
+    Rules are gone through in order, each on what those before it have made:
+        - `"a/b": "c"` renames that very name,
+        - `"scope/": "other/"` renames what begins so ("" as the other: takes the beginning off),
+        - `re.compile(r"layer_(\d+)/"): r"layers.\1."` replaces every match within a name, groups in it,
+        - None in place of a name leaves out what matches.
+    A function from name to name, or to None, stands for rules of any other kind.
+
+    Args:
+        rules: A dict, a list of pairs, a function, or None: names stay as they are.
+
+    Raises:
+        TypeError: A rule is none of these.
+        ValueError: By the function returned: a replacement refers to a group that its pattern does not have.
+    """
+    if rules is None:
+        return str
+    if callable(rules):
+        return rules
+    pairs = list(rules.items() if isinstance(rules, Mapping) else rules)
+    for pattern, other in pairs:
+        _check(pattern, other)
+
+    def rename(name: str) -> str | None:
+        for pattern, other in pairs:
+            renamed = _renamed(name, pattern, other)
+            if renamed is None:
+                return None
+            name = renamed
+        return name
+
+    return rename
+
+
+def _check(pattern: Any, other: Any) -> None:
+    if not isinstance(pattern, (str, re.Pattern)) or not isinstance(other, (str, type(None))):
+        raise TypeError(f"a rule is a name or a compiled pattern, and a name or None, not {pattern!r}: {other!r}")
+
+
+def _renamed(name: str, pattern: str | re.Pattern[str], other: str | None) -> str | None:
+    if isinstance(pattern, re.Pattern):
+        if other is None:
+            return None if pattern.search(name) else name
+        try:
+            return pattern.sub(other, name)
+        except (re.error, IndexError) as error:
+            raise ValueError(f"rule {pattern.pattern!r}: {other!r}: {error}") from error
+    if pattern.endswith(SCOPE_ENDS):
+        if not name.startswith(pattern):
+            return name
+        return None if other is None else other + name[len(pattern) :]
+    return other if name == pattern else name

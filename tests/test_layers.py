@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "torchsaver"
 FLOORS = [
     {"__init__", "__main__"},
     {"cli"},
+    {"conversion"},
     {"saver", "inspection", "transfer"},
     {"saving", "tf_saving", "restoring", "rotation", "recovery", "arguments"},
     {"reader"},
@@ -104,7 +105,9 @@ def test_nothing_pickles() -> None:
     assert not {
         name for name in imported if name.split(".")[0] in {"pickle", "shelve", "marshal", "dill", "cloudpickle"}
     }
-    assert not any("torch.load(" in path.read_text(encoding="utf-8") for path in _modules())
+    loading = {path.name: text for path in _modules() if "torch.load(" in (text := path.read_text(encoding="utf-8"))}
+    assert loading.keys() == {"torch_file.py"}
+    assert loading["torch_file.py"].count("torch.load(") == loading["torch_file.py"].count("weights_only=True") == 1
 
 
 def test_no_file_has_grown_beyond_a_room() -> None:

@@ -330,7 +330,7 @@ def test_nothing_to_save_is_refused(tmp_path: Path) -> None:
 def test_two_spellings_of_one_name_are_refused(partitioned: list[str], tmp_path: Path) -> None:
     tensors = {"é": torch.zeros(2), "\udcc3\udca9": torch.zeros(2)}
     with pytest.raises(VarListError, match="the same key in the index, 'é'"):
-        save_tf_checkpoint(tmp_path / "m", tensors, partitions=dict.fromkeys(partitioned, [2]))
+        save_tf_checkpoint(tmp_path / "m", tensors, partitions={key: [2] for key in partitioned})
 
 
 @pytest.mark.parametrize("first", ["v", "like"])

@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except BrokenPipeError:  # the reader of our output has gone (| head): nothing is wrong
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (TorchSaverError, OSError) as error:
+    except (TorchSaverError, OSError, ValueError) as error:
         print(f"torchsaver: {visible(' '.join(str(error).split()))}", file=sys.stderr)
         return 1
     return answer.code
@@ -76,7 +76,16 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--latest-filename", metavar="NAME", help='the state file\'s name, "checkpoint" by default'
         )
-    for command in (inspect, verify, ls):
+    convert = commands.add_parser("convert", help="write a checkpoint in another format, or under other keys")
+    convert.add_argument("source", metavar="SRC", help="a prefix, file or directory; TensorFlow's, safetensors or .pt")
+    convert.add_argument("destination", metavar="DST", help="the prefix to write")
+    convert.add_argument("--to", choices=("safetensors", "tf"), help="the format to write, safetensors by default")
+    convert.add_argument("--map", metavar="RULES.toml", help="how keys are renamed and values laid out")
+    convert.add_argument("--max-shard-bytes", metavar="N", type=int, help="write files of at most so many bytes")
+    convert.add_argument("--dry-run", action="store_true", help="check everything and show the plan; write nothing")
+    convert.add_argument("--force", action="store_true", help="replace a checkpoint of that name")
+    convert.set_defaults(run=_convert)
+    for command in (inspect, verify, ls, convert):
         command.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
 
@@ -99,6 +108,28 @@ def _verify(arguments: argparse.Namespace) -> Answer:
     facts = {"path": arguments.path, "ok": is_sound, "state_file_damage": report_text.damage_json(damage)}
     nbytes = sum(report.checked_bytes for report in reports)
     return Answer(int(not is_sound), [json_text({**facts, "checkpoints": rows, "checked_bytes": nbytes, "secs": secs})])
+
+
+def _convert(arguments: argparse.Namespace) -> Answer:
+    # Here and not above: it needs torch, and no other command is to wait for that.
+    from torchsaver.conversion.convert import convert_checkpoint, read_rules_file  # noqa: PLC0415
+
+    start = time.perf_counter()
+    with ProgressBar(sys.stderr) as bar:
+        conversion = convert_checkpoint(
+            arguments.source,
+            arguments.destination,
+            to=arguments.to or ("tf" if arguments.destination.endswith(".index") else "safetensors"),
+            rules=None if arguments.map is None else read_rules_file(arguments.map),
+            max_shard_bytes=arguments.max_shard_bytes,
+            overwrite=arguments.force,
+            dry_run=arguments.dry_run,
+            progress=bar,
+        )
+    secs = time.perf_counter() - start
+    if arguments.json:
+        return Answer(0, [json_text({**conversion.as_json(), "dry_run": arguments.dry_run, "secs": secs})])
+    return Answer(0, report_text.conversion_lines(conversion.as_json(), is_dry_run=arguments.dry_run, secs=secs))
 
 
 def _ls(arguments: argparse.Namespace) -> Answer:

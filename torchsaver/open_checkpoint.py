@@ -153,6 +153,11 @@ class OpenCheckpoint:
         return [file.path for file in self._files] if self._tensorflow is None else self._tensorflow.paths
 
     @property
+    def is_tensorflow(self) -> bool:
+        """Whether it is one of TensorFlow's."""
+        return self._tensorflow is not None
+
+    @property
     def global_step(self) -> int | None:
         """The step given to `save`, or None."""
         return self.manifest.global_step

@@ -132,12 +132,8 @@ def _prepared(
     reshape: bool,
 ) -> PreparedRestore:
     basis = None
-    if (
-        names is None
-        and not slots.objects
-        and not slots.layouts
-        and (places := footprint(slots.tensors.values())) is not None
-    ):
+    is_plain = names is None and not slots.objects and not slots.layouts
+    if is_plain and (places := footprint(slots.tensors.values())) is not None:
         basis = strict, reshape, list(slots.tensors), slots.aliases, places, reader.placement
     if basis is not None and before.basis == basis:
         return before

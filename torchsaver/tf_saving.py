@@ -19,8 +19,10 @@ from torchsaver.formats.tensorflow.data_types import BY_TORCH_NAME, STRING, Data
 from torchsaver.formats.tensorflow.slices import Range
 from torchsaver.storage import paths
 from torchsaver.storage.bundle_files import write_bundle
+from torchsaver.variables.layouts import Layout
 from torchsaver.variables.var_list import Problems
 
+Given: TypeAlias = "torch.Tensor | Layout | np.ndarray[Any, Any]"
 Values: TypeAlias = "torch.Tensor | np.ndarray[Any, Any]"  # an array is one of bytes: a string tensor
 
 _MOST_PARTS = 4096  # of a variable; a reader compares them with each other
@@ -29,7 +31,7 @@ _FILE_OF_A_BUNDLE = re.compile(r"\.(index|meta|data-[0-9]{5}-of-[0-9]{5})\Z")
 
 def save_tf_checkpoint(
     save_path: str | os.PathLike[str],
-    tensors: Mapping[str, torch.Tensor | np.ndarray[Any, Any]],
+    tensors: Mapping[str, Given],
     *,
     partitions: Mapping[str, Sequence[int]] | None = None,
     max_shard_bytes: int | None = None,
@@ -45,8 +47,9 @@ def save_tf_checkpoint(
     Args:
         save_path: Prefix of the checkpoint, "run/model.ckpt"; .index and .data-00000-of-00001 are added. Missing
             directories are made.
-        tensors: By name, "dense/kernel"; written in this order. A string tensor is a numpy array of dtype object whose
-            elements are bytes. In a name surrogates stand for bytes that are not UTF-8 (os.fsdecode).
+        tensors: By name, "dense/kernel"; written in this order. A Layout is written as it has it. A string
+            tensor is a numpy array of dtype object whose elements are bytes. In a name surrogates stand for bytes that
+            are not UTF-8 (os.fsdecode).
         partitions: {name: parts along each dimension}, [4, 1] for rows in four: stored as a partitioned variable of
             TF1, cut as its fixed_size_partitioner does, the first parts the larger ones. TensorFlow joins the parts of
             half, unsigned (but uint8), float8 and string variables only when it reads them one by one.
@@ -139,6 +142,12 @@ def _name(key: Any, problems: Problems) -> bytes | None:
 
 def _values(key: Any, value: Any, problems: Problems) -> Values | None:
     """Return what a value is written as, or note why it cannot be; nothing else here asks what was given."""
+    if isinstance(value, Layout):
+        try:
+            value = value.to_stored()
+        except ValueError as error:
+            problems.add(f"{key!r} cannot be laid out: {error}")
+            return None
     if isinstance(value, torch.Tensor):
         reason = _why_not_written(value)
         if reason is not None:

@@ -137,7 +137,8 @@ def plan_transfer(ckpt_dir_or_file: str | os.PathLike[str], assignment_map: Assi
     """Return what `init_from_checkpoint` would do, and change nothing: a dry run. `print` shows all of it.
 
     Args:
-        ckpt_dir_or_file, assignment_map: As there.
+        ckpt_dir_or_file: As there.
+        assignment_map: As there.
 
     Raises:
         TypeError, ValueError, TorchSaverError, OSError: As there; what is missing or does not fit is in the plan.
@@ -194,7 +195,8 @@ def map_names(ckpt_dir_or_file: str | os.PathLike[str], assignment_map: Assignme
     """Return the var_list that an assignment map comes to: `Saver(map_names(...))` restores it, and saves it back.
 
     Args:
-        ckpt_dir_or_file, assignment_map: As `init_from_checkpoint`.
+        ckpt_dir_or_file: As `init_from_checkpoint`.
+        assignment_map: As `init_from_checkpoint`.
 
     Raises:
         ValueError: One value goes into several variables, for which a var_list has no words.
@@ -232,15 +234,15 @@ def init_from_checkpoint(
 
     What may be on the checkpoint's side, and on the variables':
         - `"dense/kernel": tensor`: one value; `transfer.dense(tensor)` for one that is laid out otherwise.
-        - `"scope/": module`: all values of the module, under its own names; `"scope/": transfer.from_tf(module, rules)`:
-          under TensorFlow's. "/" is no scope at all.
+        - `"scope/": module`: all values of the module, under its own names; `"scope/": transfer.from_tf(module)`: under
+          TensorFlow's. "/" is no scope at all.
         - `"scope/": "other/"` and `"name": "other"`: variables of the current collection, by their names.
         - `re.compile(r"tower_\d+/")` for a scope, or, with a template such as r"layer\1/w", for names.
         - a function from a name of the checkpoint to what is left of it after the scope, or to None.
         - `"emb": [part_0, part_1]`: a variable in parts, along its first dimension.
 
-    As in TF, a scope takes whole parts of names, other values of the checkpoint are left alone, and a list of pairs lets
-    one value go into several variables. Unlike TF, it happens at once, shapes and dtypes are checked at once, and a
+    As in TF, a scope takes whole parts of names, other values of the checkpoint are left alone, and a list of pairs
+    lets one value go into several variables. Unlike TF, it happens at once, shapes and dtypes are checked before, and a
     misspelled scope is an error.
 
     Args:

@@ -13,6 +13,7 @@ from typing import Any
 from torchsaver.inspection.reports import CheckpointStatus, Damage, DirectoryReport, Listed, Verdict, VerifyReport
 from torchsaver.inspection.terminal_text import bytes_text, table_lines, time_text, visible
 
+_MOST_NAMED = 3
 _WORDS: dict[Verdict, str] = {
     "valid": "valid",
     "headers_ok": "header ok",
@@ -33,6 +34,33 @@ def verify_lines(reports: Sequence[VerifyReport], damage: Sequence[Damage], secs
         yield from (f"  {_damage_text(one)}" for one in report.damage)
     yield from map(_damage_text, damage)
     yield _summary(reports, damage, secs) if reports else "no checkpoints"
+
+
+def conversion_lines(conversion: dict[str, Any], *, is_dry_run: bool, secs: float) -> Iterator[str]:
+    """Yield what a conversion has done, or would do: a line for each tensor, what was left out, and a sum."""
+    header = ("from", "shape", "dtype", "layout", "to", "shape")
+    rows = [
+        (
+            visible(row["from"]),
+            str(row["from_shape"]),
+            row["dtype"],
+            row["transform"] or "",
+            visible(row["key"]) if row["key"] != row["from"] else "the same",
+            str(row["shape"]) if row["shape"] != row["from_shape"] else "",
+        )
+        for row in conversion["tensors"]
+    ]
+    if is_dry_run:
+        yield from table_lines([header, *rows], [False] * len(header))
+    by_reason: dict[str, list[str]] = {}
+    for key, reason in conversion["left_out"].items():
+        by_reason.setdefault(reason, []).append(key)
+    for reason, keys in by_reason.items():
+        some = ", ".join(map(visible, keys if is_dry_run else keys[:_MOST_NAMED]))
+        yield f"left out, {reason}: {some}{'' if is_dry_run or len(keys) <= _MOST_NAMED else f', ... {len(keys)} in all'}"
+    what = f"{len(rows)} tensors, {bytes_text(conversion['total_bytes'])}"
+    place = f"{visible(conversion['destination'])} ({conversion['format']})"
+    yield f"{what} would go to {place}; nothing was written" if is_dry_run else f"{what} to {place} in {secs:.2f} s"
 
 
 def ls_lines(report: DirectoryReport) -> Iterator[str]:

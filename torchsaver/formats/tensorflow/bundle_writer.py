@@ -8,8 +8,9 @@ Source: tensor_bundle.proto, BundleWriter and MergeBundles in TensorFlow's tenso
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -28,6 +29,18 @@ MOST_SHARDS = 99_999  # their names have five digits
 _VERSION = format_number(1, 1)  # VersionDef: producer 1, which has been TensorFlow's since 2016
 
 
+class Unread(NamedTuple):
+    """A tensor that is read when its turn comes, and kept by nobody.
+
+    Attributes:
+        nbytes: Its size.
+        read: Reads it.
+    """
+
+    nbytes: int
+    read: Callable[[], torch.Tensor]
+
+
 @dataclass(frozen=True)
 class Part:
     """What is written in one run of bytes: a tensor, or a slice of a partitioned variable.
@@ -36,7 +49,7 @@ class Part:
         name: The variable's.
         data_type: What the index calls its elements.
         shape: Its own.
-        content: A tensor whose row-major bytes are written as they are; or the elements of a string tensor.
+        content: A tensor whose row-major bytes are written as they are, perhaps unread; or a string tensor's elements.
         ranges: What it is of each dimension of the variable; None: it is all of it.
         whole: Shape of the variable it is a slice of.
     """
@@ -44,7 +57,7 @@ class Part:
     name: bytes
     data_type: DataType
     shape: tuple[int, ...]
-    content: torch.Tensor | Sequence[bytes]
+    content: torch.Tensor | Unread | Sequence[bytes]
     ranges: tuple[Range, ...] | None = None
     whole: tuple[int, ...] = ()
 
@@ -56,7 +69,7 @@ class Part:
     @property
     def nbytes(self) -> int:
         """Its size in a data file."""
-        if isinstance(self.content, torch.Tensor):
+        if isinstance(self.content, (torch.Tensor, Unread)):
             return self.content.nbytes
         return 4 + sum(len(text) + max(1, (len(text).bit_length() + 6) // 7) for text in self.content)
 
@@ -107,6 +120,8 @@ class BundleWriter:
             start = stream.position
             if isinstance(part.content, torch.Tensor):
                 checksum = stream.add_tensor(part.content)
+            elif isinstance(part.content, Unread):
+                checksum = stream.add_tensor(part.content.read())
             else:
                 checksum = stream.add_texts(part.content)
             nbytes = stream.position - start

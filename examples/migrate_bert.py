@@ -42,9 +42,9 @@ head.decoder.weight = embeddings.word_embeddings.weight  # one table for the wor
 model = ModuleDict({"bert": bert, "cls": ModuleDict({"predictions": head})})
 
 rules = {re.compile(r"layer_(\d+)"): r"layer.\1", "cls/predictions/output_bias": "cls.predictions.decoder.bias"}
-plan = transfer.plan_transfer(CASE, transfer.from_tf(model, rules))  # torchsaver: a dry run, which changes nothing
+plan = transfer.plan_transfer(CASE / "bert_model.ckpt-4", transfer.from_tf(model, rules))  # torchsaver: a dry run
 print(*str(plan).splitlines()[:10], sep="\n")
-ts.init_from_checkpoint(CASE, transfer.from_tf(model, rules))  # torchsaver: all weights; Adam's moments are left alone
+ts.init_from_checkpoint(CASE / "bert_model.ckpt-4", transfer.from_tf(model, rules))  # torchsaver: all, or an error
 
 tokens, mask, types = torch.from_numpy(np.load(CASE / "forward_input.npy"))
 x = embeddings.word_embeddings(tokens) + embeddings.position_embeddings.weight[: tokens.shape[1]]

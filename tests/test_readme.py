@@ -40,11 +40,16 @@ def test_swap_program_prints_the_swapped_values_and_the_command_line_shows_its_f
     assert _run(["python", "swap.py"], tmp_path) == CONSOLES[1]
     # A header's size depends on how many digits the clock has.
     changing = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d( +\d+  yes)?")
-    assert changing.sub("DATE", _replay(CONSOLES[2], tmp_path)) == changing.sub("DATE", CONSOLES[2])
+    assert changing.sub("DATE", _replay(CONSOLES[3], tmp_path)) == changing.sub("DATE", CONSOLES[3])
+
+
+def test_migration_program_prints_its_plan(tmp_path: Path) -> None:
+    (tmp_path / "migrate.py").write_text(PROGRAMS[2])
+    assert _run(["python", "migrate.py"], tmp_path) == CONSOLES[2]
 
 
 def test_readme_has_no_program_or_console_that_is_not_run() -> None:
-    assert (len(PROGRAMS), len(CONSOLES)) == (2, 3)
+    assert (len(PROGRAMS), len(CONSOLES)) == (3, 4)
 
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))

@@ -141,6 +141,7 @@ class MismatchError(TorchSaverError, RuntimeError):
         dtypes: (key, dtype stored, dtype wanted) for each dtype that differs, as text.
         targets: (key, reason) for each tensor that cannot be written to.
         nearest: For missing keys, the stored keys that look like them.
+        sought: {key: the name it has in the checkpoint}, where an assignment map says so; keys are variables then.
     """
 
     def __init__(
@@ -152,6 +153,7 @@ class MismatchError(TorchSaverError, RuntimeError):
         dtypes: Sequence[tuple[str, str, str]] = (),
         targets: Sequence[tuple[str, str]] = (),
         nearest: dict[str, tuple[str, ...]] | None = None,
+        sought: dict[str, str] | None = None,
     ) -> None:
         super().__init__(save_path)
         self.save_path = save_path
@@ -160,6 +162,7 @@ class MismatchError(TorchSaverError, RuntimeError):
         self.dtypes = tuple(dtypes)
         self.targets = tuple(targets)
         self.nearest = dict(nearest or {})
+        self.sought = dict(sought or {})
 
     def why(self, key: str) -> str:
         """Return what is wrong with one key, in a line; "" if nothing is."""
@@ -167,20 +170,29 @@ class MismatchError(TorchSaverError, RuntimeError):
         return "; ".join(line.removeprefix(f"{key}: ") for line in lines)
 
     def _groups(self) -> tuple[list[str], ...]:
+        where = "the model" if self.sought else "var_list"
+        remedy = (
+            "say how it is laid out, as by transfer.from_tf"
+            if self.sought
+            else "pass reshape=True if the layout is right"
+        )
         return (
-            [f"{key}: not in the checkpoint{_nearest_text(self.nearest.get(key, ()))}" for key in self.missing],
+            [f"{key}: not in the checkpoint{self._sought_text(key)}" for key in self.missing],
             [
-                f"{key}: shape {stored} in checkpoint, {wanted} in var_list; pass reshape=True if the layout is right"
-                if _count(stored) == _count(wanted)
-                else f"{key}: shape {stored} in checkpoint, {wanted} in var_list"
+                f"{key}: shape {stored} in checkpoint, {wanted} in {where}"
+                + f"; {remedy}" * (_count(stored) == _count(wanted))
                 for key, stored, wanted in self.shapes
             ],
             [
-                f"{key}: dtype {stored} in checkpoint, {wanted} in var_list; nothing is ever cast, convert one of them"
+                f"{key}: dtype {stored} in checkpoint, {wanted} in {where}; nothing is ever cast, convert one of them"
                 for key, stored, wanted in self.dtypes
             ],
             [f"{key}: {reason}" for key, reason in self.targets],
         )
+
+    def _sought_text(self, key: str) -> str:
+        name = self.sought.get(key, key)
+        return f" as {name!r}" * (name != key) + _nearest_text(self.nearest.get(key, ()))
 
     def _lines(self) -> list[str]:
         lines = []
@@ -192,7 +204,7 @@ class MismatchError(TorchSaverError, RuntimeError):
 
     def _message(self) -> str:
         head = f"{self.save_path!r} does not fit the variables; nothing was restored"
-        if self.missing:
+        if self.missing and not self.sought:
             head += " (strict=False skips missing keys)"
         return "\n  ".join([head + ":", *self._lines()])
 

@@ -13,14 +13,15 @@ from typing import Any
 import torch
 
 from torchsaver import restoring
-from torchsaver.errors import CheckpointKeyError, MismatchError, nearest_keys
+from torchsaver.errors import MismatchError, nearest_keys
 from torchsaver.reader import CheckpointReader, load_checkpoint
 from torchsaver.restoring import PreparedRestore
 from torchsaver.variables.joins import Concat, Single, Stack, Sum
 from torchsaver.variables.layouts import Layout, Transform, identity
-from torchsaver.variables.name_map import AssignmentMap, Link, Match, ModuleNames, Target, match_names
+from torchsaver.variables.name_map import AssignmentMap, Link, Match, match_names
 from torchsaver.variables.name_rules import Rules
-from torchsaver.variables.restore_plan import RestorePlan, RestoreReport, plan_restore
+from torchsaver.variables.name_tables import ModuleNames, Target
+from torchsaver.variables.restore_plan import RestoreReport, plan_restore
 from torchsaver.variables.tf_modules import basic_lstm_layouts, module_layouts, rnn_layouts
 from torchsaver.variables.transforms import (
     conv,
@@ -144,37 +145,47 @@ def plan_transfer(ckpt_dir_or_file: str | os.PathLike[str], assignment_map: Assi
         TypeError, ValueError, TorchSaverError, OSError: As there; what is missing or does not fit is in the plan.
     """
     with load_checkpoint(ckpt_dir_or_file) as reader:
-        match = match_names(names_of(reader), assignment_map)
-        rows, problems = [], {}
-        for link in match.links:
-            stored = reader.stored(link.key)
-            transform, shapes = _layout_text(link.target)
-            rows.append((link.key, str(list(stored.shape)), transform, link.label, shapes))
-            try:
-                _plan(reader, [link])
-            except MismatchError as error:
-                problems[link.label] = error.why(link.label)
+        names = names_of(reader)
+        match = match_names(names, assignment_map)
+        mismatch = _mismatch(reader, match.links)
         return TransferPlan(
             save_path=reader.save_path,
             links=tuple(match.links),
-            rows=tuple(rows),
-            missing=_missing(match, reader),
+            rows=tuple(_row(link, reader) for link in match.links),
+            missing=_missing(match, names),
             unused={key: list(reader.describe(key).shape) for key in match.unused},
-            problems=problems,
+            problems={link.label: why for link in match.links if (why := mismatch.why(link.label))},
         )
 
 
-def _layout_text(target: Target) -> tuple[str, str]:
-    if isinstance(target, Layout):
-        return str(target.transform), ", ".join(str(list(tensor.shape)) for tensor in target.tensors)
-    return "", str(list(target.shape))
+def _row(link: Link, reader: CheckpointReader) -> tuple[str, str, str, str, str]:
+    layout = link.target if isinstance(link.target, Layout) else identity(link.target)
+    transform = str(layout.transform) if layout is link.target else ""
+    shapes = ", ".join(map(_shape_text, layout.tensors))
+    return link.key, str(list(reader.describe(link.key).shape)), transform, link.label, shapes
 
 
-def _missing(match: Match, reader: CheckpointReader) -> dict[str, tuple[str, ...]]:
-    keys = reader.keys()
+def _shape_text(tensor: torch.Tensor) -> str:
+    return "no shape yet" if torch.nn.parameter.is_lazy(tensor) else str(list(tensor.shape))
+
+
+def _mismatch(reader: CheckpointReader, links: Sequence[Link]) -> MismatchError:
+    """Return the error with all values that do not fit their variables; there may be none."""
+    slots, renamed = _slots(links), _Renamed(reader, links)
+    try:
+        plan_restore(slots, renamed, strict=True, reshape=False)
+    except MismatchError as error:
+        error.sought = renamed.keys_by_label
+        return error
+    return MismatchError(reader.save_path)
+
+
+def _missing(match: Match, names: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
+    """Return for each variable without a value the names that look like the one that was looked for."""
+    known = [name for key, others in names.items() for name in (key, *others)]
     return {
-        label: nearest_keys(name, keys) if number < _MOST_NEAREST else ()
-        for number, (label, name) in enumerate(match.missing)
+        one.label: nearest_keys(one.name, known) if number < _MOST_NEAREST else ()
+        for number, one in enumerate(match.missing)
     }
 
 
@@ -216,12 +227,16 @@ def _links(reader: CheckpointReader, assignment_map: AssignmentMap) -> list[Link
     """Return the links of a map that has a value for everything it names.
 
     Raises:
-        MismatchError: Not everything.
+        MismatchError: Not everything; with what does not fit besides.
     """
-    match = match_names(names_of(reader), assignment_map)
+    names = names_of(reader)
+    match = match_names(names, assignment_map)
     if match.missing:
-        missing = [label for label, _ in match.missing]
-        raise MismatchError(reader.save_path, missing=missing, nearest=_missing(match, reader))
+        error = _mismatch(reader, match.links)
+        error.missing = tuple(one.label for one in match.missing)
+        error.nearest = _missing(match, names)
+        error.sought |= {one.label: one.name for one in match.missing}
+        raise error
     return match.links
 
 
@@ -263,52 +278,41 @@ def init_from_checkpoint(
 
 
 def restore_links(reader: CheckpointReader, links: Sequence[Link], *, verify: bool = True) -> RestoreReport:
-    """Fill the variables of links from an open checkpoint: all, or, with an error, none; raises as `Saver.restore`."""
-    slots, keys = _slots(links)
-    renamed = _Renamed(reader, keys)
-    report, _ = restoring.restore_from(
-        reader, slots, strict=True, reshape=False, verify=verify, before=PreparedRestore(), names=renamed
-    )
+    """Fill the variables of links from an open checkpoint: all, or, with an error, none.
+
+    No two labels may be the same, and a key that the checkpoint lacks is missing; it raises as `Saver.restore`.
+    """
+    slots, renamed = _slots(links), _Renamed(reader, links)
+    try:
+        report, _ = restoring.restore_from(
+            reader, slots, strict=True, reshape=False, verify=verify, before=PreparedRestore(), names=renamed
+        )
+    except MismatchError as error:
+        error.sought = renamed.keys_by_label
+        raise
     return report
 
 
-def _plan(reader: CheckpointReader, links: Sequence[Link]) -> RestorePlan:
-    slots, keys = _slots(links)
-    return plan_restore(slots, _Renamed(reader, keys), strict=True, reshape=False)
-
-
-def _slots(links: Sequence[Link]) -> tuple[Slots, dict[str, str]]:
-    """Return the variables by label, a number added where two have the same, and {label: key}."""
-    slots, keys = Slots(), {}
-    for link in links:
-        label, number = link.label, 1
-        while label in keys:
-            number += 1
-            label = f"{link.label} ({number})"
-        keys[label] = link.key
-        if isinstance(link.target, Layout):
-            slots.layouts[label] = link.target
-        else:
-            slots.tensors[label] = link.target
-    return slots, keys
+def _slots(links: Sequence[Link]) -> Slots:
+    return Slots(
+        tensors={link.label: link.target for link in links if not isinstance(link.target, Layout)},
+        layouts={link.label: link.target for link in links if isinstance(link.target, Layout)},
+    )
 
 
 class _Renamed:
     """A checkpoint whose values are found by the labels of variables."""
 
-    def __init__(self, reader: CheckpointReader, keys: Mapping[str, str]) -> None:
+    def __init__(self, reader: CheckpointReader, links: Sequence[Link]) -> None:
         self.save_path = reader.save_path
         self.object_trees: Mapping[str, Any] = {}
+        self.keys_by_label = {link.label: link.key for link in links}
         self._reader = reader
-        self._keys = keys
 
     def keys(self) -> list[str]:
         """Return the checkpoint's keys."""
         return self._reader.keys()
 
     def find(self, label: str) -> Any:
-        """Return the key and the place of the value for a variable."""
-        found = self._reader.find(self._keys[label])
-        if found is None:
-            raise CheckpointKeyError(self.save_path, self._keys[label])
-        return found
+        """Return the key and the place of the value for a variable, None when there is none."""
+        return self._reader.find(self.keys_by_label[label])

@@ -8,18 +8,20 @@ from typing import Any
 from torchsaver.formats.checksum import crc32c
 from torchsaver.formats.regular_file import RegularFile
 from torchsaver.formats.tensorflow.sstable import masked, read_table
-from torchsaver.formats.tensorflow.wire import parse_message, read_varint
+from torchsaver.formats.tensorflow.wire import Schema, parse_message, read_varint
 
-HEADER = {1: ("num_shards", "int64"), 3: ("version", "bytes")}
-ENTRY = {
-    1: ("dtype", "int64"),
-    2: ("shape", "bytes"),
-    3: ("shard", "int64"),
-    4: ("offset", "int64"),
-    5: ("size", "int64"),
-    6: ("crc32c", "fixed32"),
-    7: ("slices", "bytes*"),
-}
+HEADER = Schema({1: ("num_shards", "int64"), 3: ("version", "bytes")})
+ENTRY = Schema(
+    {
+        1: ("dtype", "int64"),
+        2: ("shape", "bytes"),
+        3: ("shard", "int64"),
+        4: ("offset", "int64"),
+        5: ("size", "int64"),
+        6: ("crc32c", "fixed32"),
+        7: ("slices", "bytes*"),
+    }
+)
 
 
 def entries(index: str) -> dict[bytes, dict[str, Any]]:
@@ -30,8 +32,8 @@ def entries(index: str) -> dict[bytes, dict[str, Any]]:
 def shape(data: bytes) -> list[int]:
     """Return the sizes in a TensorShapeProto."""
     return [
-        parse_message(dim, {1: ("size", "int64")})["size"]
-        for dim in parse_message(data, {2: ("dims", "bytes*")})["dims"]
+        parse_message(dim, Schema({1: ("size", "int64")}))["size"]
+        for dim in parse_message(data, Schema({2: ("dims", "bytes*")}))["dims"]
     ]
 
 

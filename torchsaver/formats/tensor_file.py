@@ -8,9 +8,10 @@ from typing import TypeVar
 
 from torchsaver.errors import CorruptCheckpointError
 from torchsaver.formats.bulk_read import read_chunks
-from torchsaver.formats.checksum import crc32c_hex
-from torchsaver.formats.chunks import Chunk, Extent, cut_into_chunks, joined_by_owner
+from torchsaver.formats.checksum import crc32c, crc32c_hex
+from torchsaver.formats.chunks import CHUNK_BYTES, Chunk, Extent, cut_into_chunks, joined_by_owner
 from torchsaver.formats.manifest import Manifest
+from torchsaver.formats.memory import memory_at
 from torchsaver.formats.regular_file import RegularFile
 from torchsaver.formats.safetensors_header import TensorSpec
 
@@ -68,8 +69,11 @@ class TensorFile:
 
     def fill_one(self, spec: TensorSpec, address: int) -> int:
         """Read a tensor's bytes to a memory address, and return the CRC-32C of what came; errors as `fill`."""
-        chunks = cut_into_chunks([Extent(spec.start, spec.end, address)])
-        return self._checksums(chunks, 1, fill=True)[0]
+        if spec.nbytes > CHUNK_BYTES:
+            return self._checksums(cut_into_chunks([Extent(spec.start, spec.end, address)]), 1, fill=True)[0]
+        memory = memory_at(address, spec.nbytes)  # one call: planning it would take longer than reading it
+        self._file.read_into(self._data_start + spec.start, [memory])
+        return crc32c(memory)
 
     def checksums(self, specs: Sequence[TensorSpec], chunks: Sequence[Chunk] | None = None) -> list[int]:
         """Return the CRC-32C of tensors' bytes as they are on the disk now; errors as `fill`.

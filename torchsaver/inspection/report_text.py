@@ -56,8 +56,9 @@ def conversion_lines(conversion: dict[str, Any], *, is_dry_run: bool, secs: floa
     for key, reason in conversion["left_out"].items():
         by_reason.setdefault(reason, []).append(key)
     for reason, keys in by_reason.items():
-        some = ", ".join(map(visible, keys if is_dry_run else keys[:_MOST_NAMED]))
-        yield f"left out, {reason}: {some}{'' if is_dry_run or len(keys) <= _MOST_NAMED else f', ... {len(keys)} in all'}"
+        some = keys if is_dry_run else keys[:_MOST_NAMED]
+        rest = f", ... {len(keys)} in all" if len(some) < len(keys) else ""
+        yield f"left out, {reason}: {', '.join(map(visible, some))}{rest}"
     what = f"{len(rows)} tensors, {bytes_text(conversion['total_bytes'])}"
     place = f"{visible(conversion['destination'])} ({conversion['format']})"
     yield f"{what} would go to {place}; nothing was written" if is_dry_run else f"{what} to {place} in {secs:.2f} s"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, TypeAlias
 
 Rule: TypeAlias = "tuple[str | re.Pattern[str], str | None]"
@@ -25,16 +26,14 @@ def read_rules(rules: Rules) -> Callable[[str], str | None]:
         rules: A dict, a list of pairs, a function, or None: names stay as they are.
 
     Raises:
-        TypeError: A rule is none of these.
+        TypeError: A rule is none of these; or, by the function returned: one of the user's gives no name.
         ValueError: By the function returned: a replacement refers to a group that its pattern does not have.
     """
     if rules is None:
         return str
     if callable(rules):
-        return rules
-    pairs = list(rules.items() if isinstance(rules, Mapping) else rules)
-    for pattern, other in pairs:
-        _check(pattern, other)
+        return read_function(rules)
+    pairs = _pairs(rules)
 
     def rename(name: str) -> str | None:
         for pattern, other in pairs:
@@ -47,19 +46,48 @@ def read_rules(rules: Rules) -> Callable[[str], str | None]:
     return rename
 
 
-def _check(pattern: Any, other: Any) -> None:
-    if not isinstance(pattern, (str, re.Pattern)) or not isinstance(other, (str, type(None))):
-        raise TypeError(f"a rule is a name or a compiled pattern, and a name or None, not {pattern!r}: {other!r}")
+def read_function(function: Callable[[str], str | None]) -> Callable[[str], str | None]:
+    """Return a user's function from name to name or None, which says so when it gives anything else."""
+
+    def rename(name: str) -> str | None:
+        renamed = function(name)
+        if not isinstance(renamed, (str, type(None))):
+            raise TypeError(f"{function!r} gives {renamed!r} for {name!r}; a name or None was wanted")
+        return renamed
+
+    return rename
+
+
+def expand(found: re.Match[str], template: str) -> str:
+    r"""Return a template with the groups of a match in it: r"layers.\1.".
+
+    Raises:
+        ValueError: It refers to a group that the pattern does not have.
+    """
+    try:
+        return found.expand(template)
+    except (re.error, IndexError) as error:
+        raise ValueError(f"{found.re.pattern!r}: {template!r}: {error}") from error
+
+
+def _pairs(rules: Any) -> list[Rule]:
+    if isinstance(rules, str) or not isinstance(rules, Iterable):
+        raise TypeError(f"rules are a dict, a list of pairs or a function, not a {type(rules).__name__}")
+    pairs = list(rules.items() if isinstance(rules, Mapping) else rules)
+    for pair in pairs:
+        match pair:
+            case (str() | re.Pattern(pattern=str()), str() | None):
+                pass
+            case _:
+                raise TypeError(f"a rule is a name or a compiled pattern, and a name or None, not {pair!r}")
+    return pairs
 
 
 def _renamed(name: str, pattern: str | re.Pattern[str], other: str | None) -> str | None:
     if isinstance(pattern, re.Pattern):
         if other is None:
             return None if pattern.search(name) else name
-        try:
-            return pattern.sub(other, name)
-        except (re.error, IndexError) as error:
-            raise ValueError(f"rule {pattern.pattern!r}: {other!r}: {error}") from error
+        return pattern.sub(partial(expand, template=other), name)
     if pattern.endswith(SCOPE_ENDS):
         if not name.startswith(pattern):
             return name

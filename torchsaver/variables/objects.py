@@ -36,7 +36,8 @@ def gather(slots: Slots, storable: Any = None) -> tuple[dict[str, torch.Tensor],
             twice: all of them.
     """
     problems = Problems()
-    tensors, trees = _flatten_objects(slots, problems)
+    tensors = {**slots.tensors, **_laid_out(slots, problems)}
+    trees = _flatten_objects(slots, tensors, problems)
     places = footprint(tensors.values())
     if places is None or places != storable:
         for key, tensor in tensors.items():
@@ -53,24 +54,38 @@ def require_storable_objects(slots: Slots) -> None:
         VarListError: As `gather`.
     """
     problems = Problems()
-    _flatten_objects(slots, problems)
+    for key, layout in slots.layouts.items():
+        if not layout.is_lazy:
+            _shape_or_problem(key, layout, problems)
+    _flatten_objects(slots, {**slots.tensors, **dict.fromkeys(slots.layouts, torch.empty(0))}, problems)
     problems.raise_if_any()
 
 
-def _flatten_objects(slots: Slots, problems: Problems) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    tensors, trees = dict(slots.tensors), {}
+def _laid_out(slots: Slots, problems: Problems) -> dict[str, torch.Tensor]:
+    """Return the stored values of layouts."""
+    tensors = {}
     for key, layout in slots.layouts.items():
+        reason = next(filter(None, map(why_not_storable, layout.tensors)), None)
+        if reason is not None:
+            problems.add(f"{key!r} {reason}")
+            continue
         try:
             tensors[key] = layout.to_stored()
         except ValueError as error:
             problems.add(f"{key!r} cannot be laid out: {error}")
+    return tensors
+
+
+def _flatten_objects(slots: Slots, tensors: dict[str, torch.Tensor], problems: Problems) -> dict[str, Any]:
+    """Return the trees of objects, and add the tensors inside them to `tensors`."""
+    trees = {}
     for key, value in slots.objects.items():
         trees[key], inside = flatten(key, value.state_dict(), problems)
         for name in inside:
             if name in tensors or name in slots.aliases:
                 problems.add(f"{name!r} is the key of two values; rename the object {key!r}")
         tensors.update(inside)
-    return tensors, trees
+    return trees
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ up anew, so that `module.to()`, `load_state_dict(assign=True)` or a layer added 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
@@ -50,6 +50,25 @@ class Place:
 
 
 @dataclass(frozen=True)
+class PlacedLayout:
+    """A Layout of tensors that are looked up anew: those whose place in a module is known."""
+
+    layout: Layout
+    places: tuple[Place | None, ...]
+
+    def now(self) -> Layout | None:
+        """Return the Layout of the tensors that are there now, None when one of them is not there any more.
+
+        Raises:
+            ValueError: They cannot be joined as those before.
+        """
+        pairs = zip(self.layout.tensors, self.places, strict=True)
+        found = [tensor if place is None else place.tensor() for tensor, place in pairs]
+        tensors = tuple(tensor for tensor in found if tensor is not None)
+        return replace(self.layout, tensors=tensors) if len(tensors) == len(found) else None
+
+
+@dataclass(frozen=True)
 class _ExtraState:
     """A module's get_extra_state() and set_extra_state(), as an object of their own."""
 
@@ -62,7 +81,7 @@ class _ExtraState:
         self.module.set_extra_state(state)
 
 
-EntryValue: TypeAlias = "torch.Tensor | Layout | Place | torch.nn.Module | Stateful"
+EntryValue: TypeAlias = "torch.Tensor | Place | Layout | PlacedLayout | torch.nn.Module | Stateful"
 
 
 @dataclass(frozen=True)
@@ -128,8 +147,7 @@ def read_var_list(var_list: Any, names_from: torch.nn.Module | None = None) -> l
     entries = []
     for key, value in pairs:
         if _is_good_key(key, value, problems) and _is_good_value(key, value, problems):
-            place = places.of(value) if isinstance(value, torch.Tensor) else None
-            entries.append(Entry(key, place or value))
+            entries.append(Entry(key, places.placed(value)))
     problems.raise_if_any()
     return entries
 
@@ -147,26 +165,43 @@ def resolve(entries: Iterable[Entry]) -> Slots:
     problems = Problems()
     slots = Slots()
     keys: dict[int, str] = {}  # the key of each tensor, by id
+    laid_out: dict[int, str] = {}  # the same of those in layouts: what is stored is not the tensor's value
     # Tensors given by themselves come first: a module that has one of them too adds another name, whatever the order.
     for entry in sorted(entries, key=lambda entry: isinstance(entry.value, torch.nn.Module)):
-        value = entry.value.tensor() if isinstance(entry.value, Place) else entry.value
+        value = _value_now(entry, problems)
         if value is None:
             problems.add(f"{entry.key!r} is not in its module any more; build a new Saver")
         elif isinstance(value, torch.Tensor):
-            if id(value) in keys:
-                problems.add(f"{entry.key!r} and {keys[id(value)]!r} are the same tensor; save it under one key")
+            if (other := keys.get(id(value), laid_out.get(id(value)))) is not None:
+                problems.add(f"{entry.key!r} and {other!r} are the same tensor; save it under one key")
             elif _is_free(entry.key, slots, problems):
                 slots.tensors[entry.key] = value
             keys.setdefault(id(value), entry.key)
         elif isinstance(value, torch.nn.Module):
             _resolve_module(entry.key, value, slots, keys, problems)
         elif isinstance(value, Layout):
+            for tensor in value.tensors:
+                if (other := keys.get(id(tensor), laid_out.setdefault(id(tensor), entry.key))) != entry.key:
+                    problems.add(f"{entry.key!r} and {other!r} have the same tensor; save it under one key")
             if _is_free(entry.key, slots, problems):
                 slots.layouts[entry.key] = value
         elif _is_free(entry.key, slots, problems):
             slots.objects[entry.key] = value
     problems.raise_if_any()
     return slots
+
+
+def _value_now(entry: Entry, problems: Problems) -> Any:
+    """Return the value of an entry as it is now, None when it is gone; adds a problem if its shapes do not fit now."""
+    if isinstance(entry.value, Place):
+        return entry.value.tensor()
+    if isinstance(entry.value, PlacedLayout):
+        try:
+            return entry.value.now()
+        except ValueError as error:
+            problems.add(f"{entry.key!r} cannot be laid out any more: {error}")
+            return entry.value.layout
+    return entry.value
 
 
 def _resolve_module(
@@ -213,7 +248,14 @@ class _Places:
             for path, tensor in _named_tensors(module):
                 self._found.setdefault(id(tensor), (join_key(prefix, path), Place(module, path)))
 
-    def of(self, tensor: torch.Tensor) -> Place | None:
+    def placed(self, value: EntryValue) -> EntryValue:
+        """Return what stands for a tensor, or those of a Layout, where they are found; else the value itself."""
+        if isinstance(value, Layout):
+            places = tuple(map(self._place, value.tensors))
+            return PlacedLayout(value, places) if any(places) else value
+        return (self._place(value) or value) if isinstance(value, torch.Tensor) else value
+
+    def _place(self, tensor: torch.Tensor) -> Place | None:
         _, place = self._found.get(id(tensor), ("", None))
         return place
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torchsaver.formats.regular_file import RegularFile
 from torchsaver.formats.tensorflow.object_graph import OBJECT_GRAPH_KEY, ObjectGraph, ObjectValue, parse_object_graph
 from torchsaver.formats.tensorflow.sstable import read_table
-from torchsaver.formats.tensorflow.wire import format_varint, parse_message, read_varint
+from torchsaver.formats.tensorflow.wire import Schema, format_varint, parse_message, read_varint
 
 CASES = [case for case in corpus.CASES if corpus.expected(case)["kind"] == "object"]
 SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
@@ -29,8 +29,8 @@ EDITS = st.tuples(st.floats(0, 1, exclude_max=True), st.binary(max_size=3), st.i
 def _message(prefix: Path) -> bytes:
     """Return the one element of the string tensor that is the graph: its length, a checksum, its bytes."""
     table = dict(read_table(RegularFile(f"{prefix}.index")))
-    shards = parse_message(table[b""], {1: ("shards", "int64")})["shards"]
-    schema = {3: ("shard", "int64"), 4: ("offset", "int64"), 5: ("nbytes", "int64")}
+    shards = parse_message(table[b""], Schema({1: ("shards", "int64")}))["shards"]
+    schema = Schema({3: ("shard", "int64"), 4: ("offset", "int64"), 5: ("nbytes", "int64")})
     shard, offset, nbytes = parse_message(table[OBJECT_GRAPH_KEY.encode()], schema).values()
     data = Path(f"{prefix}.data-{shard:05d}-of-{shards:05d}").read_bytes()[offset : offset + nbytes]
     nbytes, position = read_varint(data, 0)

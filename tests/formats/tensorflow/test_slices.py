@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torchsaver.formats.regular_file import RegularFile
 from torchsaver.formats.tensorflow.slices import Range, parse_slice, slice_key
 from torchsaver.formats.tensorflow.sstable import read_table
-from torchsaver.formats.tensorflow.wire import parse_message
+from torchsaver.formats.tensorflow.wire import Schema, parse_message
 
-ENTRY = {1: ("dtype", "int64"), 7: ("slices", "bytes*")}  # of a BundleEntryProto
+ENTRY = Schema({1: ("dtype", "int64"), 7: ("slices", "bytes*")})  # of a BundleEntryProto
 PARTITIONED = ["v2_partitioned", "v2_sharded_partitioned", "partitioned_dtypes", "max_shard_object"]
 
 

@@ -8,15 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torchsaver.formats.tensorflow.wire import format_varint, parse_message, read_varint, signed
+from torchsaver.formats.tensorflow.wire import Schema, format_varint, parse_message, read_varint, signed
 
-SCHEMA = {
-    1: ("dtype", "int64"),
-    2: ("name", "bytes"),
-    6: ("crc32c", "fixed32"),
-    7: ("extents", "int64*"),
-    8: ("slices", "bytes*"),
-}
+SCHEMA = Schema(
+    {
+        1: ("dtype", "int64"),
+        2: ("name", "bytes"),
+        6: ("crc32c", "fixed32"),
+        7: ("extents", "int64*"),
+        8: ("slices", "bytes*"),
+    }
+)
 DEFAULTS = {"dtype": 0, "name": b"", "crc32c": 0, "extents": [], "slices": []}
 
 

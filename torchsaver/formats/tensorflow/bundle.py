@@ -36,9 +36,9 @@ from torchsaver.formats.tensorflow.wire import Schema, parse_message
 
 _READER_VERSION = 1  # what a bundle's min_consumer may ask for
 _MOST_SHARDS = 99_999  # their names have five digits
-_HEADER: Schema = {1: ("num_shards", "int64"), 2: ("endianness", "int64"), 3: ("version", "bytes")}
-_VERSION: Schema = {1: ("producer", "int64"), 2: ("min_consumer", "int64"), 3: ("bad_consumers", "int64*")}
-_ENTRY: Schema = {
+_HEADER = Schema({1: ("num_shards", "int64"), 2: ("endianness", "int64"), 3: ("version", "bytes")})
+_VERSION = Schema({1: ("producer", "int64"), 2: ("min_consumer", "int64"), 3: ("bad_consumers", "int64*")})
+_ENTRY = Schema({
     1: ("dtype", "int64"),
     2: ("shape", "bytes"),
     3: ("shard_id", "int64"),
@@ -46,9 +46,9 @@ _ENTRY: Schema = {
     5: ("size", "int64"),
     6: ("crc32c", "fixed32"),
     7: ("slices", "bytes*"),
-}
-_SHAPE: Schema = {2: ("dims", "bytes*"), 3: ("unknown_rank", "int64")}
-_DIM: Schema = {1: ("size", "int64")}
+})
+_SHAPE = Schema({2: ("dims", "bytes*"), 3: ("unknown_rank", "int64")})
+_DIM = Schema({1: ("size", "int64")})
 
 
 class _Entry(NamedTuple):

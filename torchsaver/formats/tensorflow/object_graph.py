@@ -23,11 +23,11 @@ OBJECT_GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
 VARIABLE_VALUE = "VARIABLE_VALUE"
 _ATTRIBUTES = "/.ATTRIBUTES/"
 
-_GRAPH: Schema = {1: ("nodes", "bytes*")}
-_NODE: Schema = {1: ("children", "bytes*"), 2: ("attributes", "bytes*"), 3: ("slots", "bytes*")}
-_CHILD: Schema = {1: ("node", "int64"), 2: ("name", "bytes")}
-_ATTRIBUTE: Schema = {1: ("name", "bytes"), 2: ("full_name", "bytes"), 3: ("key", "bytes")}
-_SLOT: Schema = {1: ("variable", "int64"), 2: ("name", "bytes"), 3: ("slot", "int64")}
+_GRAPH = Schema({1: ("nodes", "bytes*")})
+_NODE = Schema({1: ("children", "bytes*"), 2: ("attributes", "bytes*"), 3: ("slots", "bytes*")})
+_CHILD = Schema({1: ("node", "int64"), 2: ("name", "bytes")})
+_ATTRIBUTE = Schema({1: ("name", "bytes"), 2: ("full_name", "bytes"), 3: ("key", "bytes")})
+_SLOT = Schema({1: ("variable", "int64"), 2: ("name", "bytes"), 3: ("slot", "int64")})
 
 # Keys have their paths in them, so TensorFlow's graphs are larger than all their paths. A chain of nodes with keys of a
 # byte each is not, and its paths would grow as the square of it.

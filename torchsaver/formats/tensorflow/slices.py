@@ -19,8 +19,8 @@ from torchsaver.formats.tensorflow.wire import Schema, parse_message
 WHOLE = -1  # as a length: all of the dimension
 _MOST_SLICES = 4096  # comparing more could take minutes
 
-_SLICE: Schema = {1: ("extents", "bytes*")}
-_EXTENT: Schema = {1: ("start", "int64"), 2: ("lengths", "int64*")}  # whether there is a length matters
+_SLICE = Schema({1: ("extents", "bytes*")})
+_EXTENT = Schema({1: ("start", "int64"), 2: ("lengths", "int64*")})  # whether there is a length matters
 _ESCAPED = re.compile(rb"[\x00\xff]")
 
 

@@ -32,12 +32,12 @@ _VERSION = 1  # TF_CHECKPOINT_VERSION
 _MOST_DIMENSIONS = 254  # TensorShape::MaxDimensions
 _MOST_GROWTH = 22  # of a compressed block; and a value takes a byte at least
 
-_SAVED: Schema = {1: ("metas", "bytes*")}
-_META: Schema = {1: ("tensors", "bytes*"), 2: ("versions", "bytes")}
-_VERSIONS: Schema = {2: ("min_consumer", "int64"), 3: ("bad_consumers", "int64*")}
-_TENSOR: Schema = {1: ("name", "bytes"), 2: ("shape", "bytes"), 3: ("type", "int64"), 4: ("slices", "bytes*")}
-_SHAPE: Schema = {2: ("dims", "bytes*"), 3: ("has_unknown_rank", "int64")}
-_DIM: Schema = {1: ("size", "int64")}
+_SAVED = Schema({1: ("metas", "bytes*")})
+_META = Schema({1: ("tensors", "bytes*"), 2: ("versions", "bytes")})
+_VERSIONS = Schema({2: ("min_consumer", "int64"), 3: ("bad_consumers", "int64*")})
+_TENSOR = Schema({1: ("name", "bytes"), 2: ("shape", "bytes"), 3: ("type", "int64"), 4: ("slices", "bytes*")})
+_SHAPE = Schema({2: ("dims", "bytes*"), 3: ("has_unknown_rank", "int64")})
+_DIM = Schema({1: ("size", "int64")})
 
 _T = TypeVar("_T")
 

@@ -1,21 +1,17 @@
 """Protocol buffers' wire format, as much as TensorFlow's checkpoints use of it; nothing is believed unchecked.
 
-A message is described by a schema, {field number: (name, kind)}. Kinds are `int64` (any varint, signed), `fixed32` and
-`bytes` (strings, messages within messages), with a `*` at the end if the field is repeated.
-
 Source: protobuf.dev/programming-guides/encoding.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeAlias
-
-Schema: TypeAlias = Mapping[int, tuple[str, str]]
+from typing import Any
 
 MOST_VARINT_BYTES = 10  # of 64 bits, 7 in a byte
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _WIRE_TYPES = {"int64": _VARINT, "fixed32": _FIXED32, "bytes": _BYTES}
+_FIXED_BYTES = {_FIXED64: 8, _FIXED32: 4}
 _DEFAULTS = {"int64": 0, "fixed32": 0, "bytes": b""}
 
 
@@ -51,57 +47,87 @@ def signed(value: int) -> int:
     return value - (1 << 64) if value >> 63 else value
 
 
+class Schema:
+    """The fields of a message.
+
+    Args:
+        fields: {number: (name, kind)}. Kinds are `int64` (any varint, signed), `fixed32` and `bytes` (strings, messages
+            within messages), with a `*` at the end if the field is repeated.
+    """
+
+    def __init__(self, fields: Mapping[int, tuple[str, str]]) -> None:
+        kinds = {number: (name, kind.rstrip("*"), kind.endswith("*")) for number, (name, kind) in fields.items()}
+        self.fields = {number: (name, _WIRE_TYPES[kind], many) for number, (name, kind, many) in kinds.items()}
+        self._singles = {name: _DEFAULTS[kind] for name, kind, many in kinds.values() if not many}
+        self._repeated = [name for name, _, many in kinds.values() if many]
+
+    def empty(self) -> dict[str, Any]:
+        """Return a message without fields: each has its default, 0, b"" or []."""
+        message: dict[str, Any] = dict(self._singles)
+        for name in self._repeated:
+            message[name] = []
+        return message
+
+
 def parse_message(data: bytes, schema: Schema) -> dict[str, Any]:
     """Return {name: value} of a message, as protobuf does: the last of a field counts, unknown fields do not.
 
     Args:
         data: The whole message.
-        schema: Its fields; what is not there has its default, 0, b"" or [].
+        schema: Its fields; what is not there has its default.
 
     Raises:
         ValueError: It is no message, or a field has another wire type than its kind; the reason names the byte.
     """
-    message: dict[str, Any] = {name: [] if kind.endswith("*") else _DEFAULTS[kind] for name, kind in schema.values()}
+    message, fields = schema.empty(), schema.fields
     position, end = 0, len(data)
     while position < end:
         start = position
-        tag, position = read_varint(data, position)
-        number, wire_type = tag >> 3, tag & 7
-        value, position = _read_value(data, position, wire_type)
-        if not number:
-            raise ValueError(f"a field at byte {start} has number 0")
-        if number not in schema:
-            continue
-        name, kind = schema[number]
-        is_repeated = kind.endswith("*")
-        wanted = _WIRE_TYPES[kind.rstrip("*")]
-        if wire_type == _BYTES and is_repeated and wanted == _VARINT:
-            message[name] += _packed(value)
-            continue
-        if wire_type != wanted:
-            raise ValueError(f"{name}, at byte {start}, has wire type {wire_type}, and {wanted} was wanted")
-        value = signed(value) if wanted == _VARINT else value
-        if is_repeated:
-            message[name].append(value)
+        tag = data[position]
+        if tag < 0x80:  # as nearly all varints here; a call for each would take longer than all the rest
+            position += 1
         else:
-            message[name] = value
+            tag, position = read_varint(data, position)
+        wire_type = tag & 7
+        value: Any
+        if wire_type in (_VARINT, _BYTES):
+            if position < end and data[position] < 0x80:
+                value = data[position]
+                position += 1
+            else:
+                value, position = read_varint(data, position)
+        else:
+            value = _FIXED_BYTES.get(wire_type)
+            if value is None:
+                raise ValueError(f"wire type {wire_type} at byte {start} is none that TensorFlow writes")
+        if wire_type != _VARINT:
+            stop = position + value
+            if stop > end:
+                raise ValueError(f"a field of {value} bytes at byte {position} ends beyond its message")
+            value, position = data[position:stop], stop
+        if not tag >> 3:
+            raise ValueError(f"a field at byte {start} has number 0")
+        if (field := fields.get(tag >> 3)) is not None:
+            _add(message, field, wire_type, value, start)
     return message
 
 
-def _read_value(data: bytes, position: int, wire_type: int) -> tuple[Any, int]:
-    if wire_type == _VARINT:
-        return read_varint(data, position)
-    if wire_type == _BYTES:
-        nbytes, position = read_varint(data, position)
-    elif wire_type in (_FIXED32, _FIXED64):
-        nbytes = 4 if wire_type == _FIXED32 else 8
+def _add(message: dict[str, Any], field: tuple[str, int, bool], wire_type: int, value: Any, start: int) -> None:
+    """Put the value of a field into its message."""
+    name, wanted, is_repeated = field
+    if wire_type == _BYTES and is_repeated and wanted == _VARINT:
+        message[name] += _packed(value)
+        return
+    if wire_type != wanted:
+        raise ValueError(f"{name}, at byte {start}, has wire type {wire_type}, and {wanted} was wanted")
+    if wanted == _VARINT:
+        value = signed(value)
+    elif wanted == _FIXED32:
+        value = int.from_bytes(value, "little")
+    if is_repeated:
+        message[name].append(value)
     else:
-        raise ValueError(f"wire type {wire_type} at byte {position} is none that TensorFlow writes")
-    end = position + nbytes
-    if end > len(data):
-        raise ValueError(f"a field of {nbytes} bytes at byte {position} ends beyond its message")
-    value = data[position:end]
-    return value if wire_type == _BYTES else int.from_bytes(value, "little"), end
+        message[name] = value
 
 
 def _packed(data: bytes) -> list[int]:

@@ -12,7 +12,7 @@ BIN := .venv/bin
 SECONDS ?= 600
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check faults faults-full fuzz bench bench-full format clean
+.PHONY: demo test check faults faults-full fuzz interop bench bench-full format clean
 
 demo: .venv/installed
 	$(BIN)/python examples/tf_guide.py
@@ -51,6 +51,15 @@ faults-full: .venv/installed
 fuzz: .venv/fuzz
 	cd tests && ../$(BIN)/python -m faults.fuzz --seconds $(SECONDS) --output ../build/fuzz
 
+ifdef TF_PYTHON
+interop: .venv/installed
+else
+TF_PYTHON := build/interop/bin/python
+interop: .venv/installed build/interop/installed
+endif
+interop:
+	TF_PYTHON=$(abspath $(TF_PYTHON)) $(BIN)/python -m pytest --verbose tests/interop
+
 bench: .venv/bench
 	PYTHONPATH=tests $(BIN)/python -m benchmarks --mode quick
 
@@ -77,4 +86,10 @@ clean:
 
 .venv/fuzz: .venv/installed
 	$(BIN)/pip install --quiet --editable '.[fuzz]'
+	touch $@
+
+# Without torch, as .venv is without TensorFlow: so neither can have had the other's help.
+build/interop/installed: tests/interop/requirements.txt
+	$(PYTHON) -m venv build/interop
+	build/interop/bin/pip install --quiet --requirement $<
 	touch $@

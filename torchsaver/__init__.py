@@ -7,6 +7,8 @@ import typing
 from torchsaver.version import __version__
 
 if typing.TYPE_CHECKING:
+    from torchsaver import transfer
+    from torchsaver.conversion.convert import convert_checkpoint
     from torchsaver.errors import (
         CheckpointKeyError,
         CheckpointNotFoundError,
@@ -34,10 +36,12 @@ if typing.TYPE_CHECKING:
         latest_checkpoint,
         update_checkpoint_state,
     )
+    from torchsaver.tf_optimizers import restore_optimizer, tf_epsilon, variables_to_restore
     from torchsaver.tf_saving import save_tf_checkpoint
     from torchsaver.transfer import init_from_checkpoint
     from torchsaver.variables.collection import Collection, Variable, track
     from torchsaver.variables.restore_plan import RestoreReport
+    from torchsaver.warm_start import VocabInfo, warm_start
 
 __all__ = [
     "CheckpointKeyError",
@@ -61,8 +65,10 @@ __all__ = [
     "VarListTypeError",
     "Variable",
     "VerifyReport",
+    "VocabInfo",
     "__version__",
     "checkpoint_exists",
+    "convert_checkpoint",
     "generate_checkpoint_state_proto",
     "get_checkpoint_mtimes",
     "get_checkpoint_state",
@@ -75,11 +81,16 @@ __all__ = [
     "newest_valid_checkpoint",
     "print_tensors_in_checkpoint_file",
     "remove_checkpoint",
+    "restore_optimizer",
     "save_tf_checkpoint",
+    "tf_epsilon",
     "track",
+    "transfer",
     "update_checkpoint_state",
+    "variables_to_restore",
     "verify_checkpoint",
     "verify_directory",
+    "warm_start",
 ]
 
 # Where each name is. Its module is imported when the name is first asked for (PEP 562), and torch with it if need be;
@@ -106,7 +117,9 @@ _MODULES = {
     "VarListTypeError": "errors",
     "Variable": "variables.collection",
     "VerifyReport": "inspection.reports",
+    "VocabInfo": "warm_start",
     "checkpoint_exists": "storage.checkpoint_files",
+    "convert_checkpoint": "conversion.convert",
     "generate_checkpoint_state_proto": "storage.state_file",
     "get_checkpoint_mtimes": "storage.checkpoint_files",
     "get_checkpoint_state": "storage.state_file",
@@ -119,11 +132,15 @@ _MODULES = {
     "newest_valid_checkpoint": "recovery",
     "print_tensors_in_checkpoint_file": "inspection.listing",
     "remove_checkpoint": "storage.checkpoint_files",
+    "restore_optimizer": "tf_optimizers",
     "save_tf_checkpoint": "tf_saving",
+    "tf_epsilon": "tf_optimizers",
     "track": "variables.collection",
     "update_checkpoint_state": "storage.state_file",
+    "variables_to_restore": "tf_optimizers",
     "verify_checkpoint": "inspection.verification",
     "verify_directory": "inspection.directory",
+    "warm_start": "warm_start",
 }
 
 
@@ -131,6 +148,8 @@ if not typing.TYPE_CHECKING:  # or a type checker would believe that any name is
 
     def __getattr__(name: str) -> object:
         """Return a public name from its module, and keep it, so that it is asked for once."""
+        if name == "transfer":
+            return importlib.import_module(f"{__name__}.transfer")
         if name not in _MODULES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         module = importlib.import_module(f"{__name__}.{_MODULES[name]}")

@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except BrokenPipeError:  # the reader of our output has gone (| head): nothing is wrong
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (TorchSaverError, OSError, ValueError) as error:
+    except (TorchSaverError, OSError) as error:
         print(f"torchsaver: {visible(' '.join(str(error).split()))}", file=sys.stderr)
         return 1
     return answer.code
@@ -77,17 +77,26 @@ def _parser() -> argparse.ArgumentParser:
             "--latest-filename", metavar="NAME", help='the state file\'s name, "checkpoint" by default'
         )
     convert = commands.add_parser("convert", help="write a checkpoint in another format, or under other keys")
-    convert.add_argument("source", metavar="SRC", help="a prefix, file or directory; TensorFlow's, safetensors or .pt")
+    convert.add_argument(
+        "source", metavar="SRC", help="a prefix, file or directory: TensorFlow's, safetensors, .pt or .bin"
+    )
     convert.add_argument("destination", metavar="DST", help="the prefix to write")
     convert.add_argument("--to", choices=("safetensors", "tf"), help="the format to write, safetensors by default")
     convert.add_argument("--map", metavar="RULES.toml", help="how keys are renamed and values laid out")
-    convert.add_argument("--max-shard-bytes", metavar="N", type=int, help="write files of at most so many bytes")
+    convert.add_argument("--max-shard-bytes", metavar="N", type=_positive, help="write files of at most so many bytes")
     convert.add_argument("--dry-run", action="store_true", help="check everything and show the plan; write nothing")
     convert.add_argument("--force", action="store_true", help="replace a checkpoint of that name")
-    convert.set_defaults(run=_convert)
+    convert.set_defaults(run=_convert, usage_error=convert.error)
     for command in (inspect, verify, ls, convert):
         command.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is below 1")
+    return number
 
 
 def _verify(arguments: argparse.Namespace) -> Answer:
@@ -112,15 +121,21 @@ def _verify(arguments: argparse.Namespace) -> Answer:
 
 def _convert(arguments: argparse.Namespace) -> Answer:
     # Here and not above: it needs torch, and no other command is to wait for that.
-    from torchsaver.conversion.convert import convert_checkpoint, read_rules_file  # noqa: PLC0415
+    from torchsaver.conversion.convert import convert_checkpoint, destination_prefix, read_rules_file  # noqa: PLC0415
 
     start = time.perf_counter()
+    to: Any = arguments.to or ("tf" if arguments.destination.endswith(".index") else "safetensors")
+    try:  # only what is wrong usage: any other ValueError is a bug, and is to be seen as one
+        destination_prefix(arguments.destination, to)
+        rules = None if arguments.map is None else read_rules_file(arguments.map)
+    except ValueError as error:
+        arguments.usage_error(visible(str(error)))
     with ProgressBar(sys.stderr) as bar:
         conversion = convert_checkpoint(
             arguments.source,
             arguments.destination,
-            to=arguments.to or ("tf" if arguments.destination.endswith(".index") else "safetensors"),
-            rules=None if arguments.map is None else read_rules_file(arguments.map),
+            to=to,
+            rules=rules,
             max_shard_bytes=arguments.max_shard_bytes,
             overwrite=arguments.force,
             dry_run=arguments.dry_run,

@@ -25,7 +25,7 @@ from torchsaver.formats.tensorflow import names as tensorflow_names
 from torchsaver.formats.tensorflow.checkpoint import TensorFlowCheckpoint, is_tensorflow, open_tensorflow
 from torchsaver.formats.tensorflow.object_graph import ObjectGraph
 from torchsaver.storage import paths
-from torchsaver.storage.state_file import latest_checkpoint
+from torchsaver.storage.state_file import get_checkpoint_state, latest_checkpoint
 
 _MOST_NAMED = 5
 
@@ -96,7 +96,7 @@ class OpenCheckpoint:
     def _find(self) -> tuple[str, tuple[int, ...]]:
         found = paths.find_version(self.save_path)
         if found is None:
-            raise CheckpointNotFoundError(self.save_path, _directory_in_place(self.save_path))
+            raise CheckpointNotFoundError(self.save_path, _what_is_there(self.save_path))
         return found
 
     def _open_found(self, path: str) -> Manifest:
@@ -234,11 +234,13 @@ def describe_tensor(file: TensorFile, spec: TensorSpec) -> TensorDescription:
     return TensorDescription(spec.key, dtype, shape, spec.nbytes)
 
 
-def _directory_in_place(save_path: str) -> str:
-    """Return what to say of a directory where a checkpoint's file was wanted, "" when there is none."""
+def _what_is_there(save_path: str) -> str:
+    """Return what to say of what is there where a checkpoint was wanted, "" when there is nothing."""
     file = paths.checkpoint_file(save_path)
     if os.path.isdir(file):
         return f"{file!r} is a directory"
+    if patterns := tensorflow_names.v1_patterns(save_path):
+        return f"it is sharded, in TensorFlow's V1 format, and its name is {' or '.join(map(repr, patterns))}"
     return "it is a directory, whose newest checkpoint latest_checkpoint() finds" if os.path.isdir(save_path) else ""
 
 
@@ -253,7 +255,7 @@ def open_as(kind: Callable[[str], Opened], ckpt_dir_or_file: str | os.PathLike[s
     Args:
         kind: OpenCheckpoint, or a class of it.
         ckpt_dir_or_file: What `save` returned, a prefix of TensorFlow's, one of a checkpoint's files, a directory with
-            a state file, or that of a SavedModel.
+            a state file (one with absolute paths may have been moved), or that of a SavedModel.
 
     Raises:
         CheckpointNotFoundError: Nothing is there, or the directory's state file names nothing that is.
@@ -279,8 +281,20 @@ def open_as(kind: Callable[[str], Opened], ckpt_dir_or_file: str | os.PathLike[s
             if prefix == before:
                 raise
             before = prefix
+    if (moved := _moved_with(path)) is not None:
+        return kind(moved)
     reason = f"the directory's state file {paths.STATE_FILE!r} is missing or names no checkpoint that is there"
     raise CheckpointNotFoundError(path, reason + _prefixes_in(path))
+
+
+def _moved_with(directory: str) -> str | None:
+    """Return the prefix in a directory that has the name of the newest one, whose path leads nowhere.
+
+    TensorFlow's state files have absolute paths, and directories are moved.
+    """
+    state = get_checkpoint_state(directory)
+    prefix = None if state is None else os.path.join(directory, os.path.basename(state.model_checkpoint_path))
+    return prefix if prefix is not None and paths.find_checkpoint(prefix) is not None else None
 
 
 def _prefixes_in(directory: str) -> str:

@@ -57,7 +57,7 @@ class PreparedRestore:
         plan: Which stored value goes where.
         parts: The same by file.
         streamed: {slot key: stored key} of all that does not go straight into the memory of a tensor.
-        overlapping: Groups of (slot key, stored key) whose tensors share memory.
+        overlapping: Groups of (slot key, which of its tensors) that share memory.
         bytes: Size of all that is read.
         layouts: Of the files.
     """
@@ -66,7 +66,7 @@ class PreparedRestore:
     plan: RestorePlan = field(default_factory=RestorePlan)
     parts: list[FilePart] = field(default_factory=list)
     streamed: dict[str, str] = field(default_factory=dict)
-    overlapping: list[list[tuple[str, str]]] = field(default_factory=list)
+    overlapping: list[list[tuple[str, int]]] = field(default_factory=list)
     bytes: int = 0
     layouts: list[FileLayout] = field(default_factory=list)
 
@@ -251,14 +251,22 @@ def require_one_value_a_place(slots: Slots, prepared: PreparedRestore, reader: C
     """
     spoiled = []
     for group in prepared.overlapping:
-        targets = [slots.tensors[key] for key, _ in group]
+        targets = [_tensors(slots, key)[number] for key, number in group]
         start = min(_reach(target)[0] for target in targets) // _ALIGNMENT * _ALIGNMENT
         scratch = torch.empty(max(_reach(target)[1] for target in targets) - start, dtype=torch.uint8, device="cpu")
         views = [_same_view(target, scratch, start) for target in targets]
-        for (_, stored_key), view in zip(group, views, strict=True):
-            reader.stored(stored_key).read_into(view)
-        for (key, stored_key), view in zip(group, views, strict=True):
-            if reader.stored(stored_key).checksum != _checksum(view):
+        wanted = []
+        for (key, number), view in zip(group, views, strict=True):
+            stored = reader.stored(prepared.plan.sources[key])
+            if key in slots.tensors:
+                stored.read_into(view)
+                wanted.append(stored.checksum)
+            else:
+                part = slots.layouts[key].from_stored(stored.read())[number]
+                view.copy_(part)
+                wanted.append(_checksum(part))
+        for (key, _), view, checksum in zip(group, views, wanted, strict=True):
+            if checksum != _checksum(view):
                 spoiled.append(
                     (key, "shares memory with another value of var_list, and the stored values differ there")
                 )
@@ -266,20 +274,26 @@ def require_one_value_a_place(slots: Slots, prepared: PreparedRestore, reader: C
         raise MismatchError(reader.save_path, targets=spoiled)
 
 
-def _overlapping(slots: Slots, plan: RestorePlan) -> list[list[tuple[str, str]]]:
-    """Return groups of (slot key, stored key) whose tensors reach over the same bytes of memory."""
+def _tensors(slots: Slots, key: str) -> tuple[torch.Tensor, ...]:
+    """Return the tensors that a stored value goes into."""
+    return slots.layouts[key].tensors if key in slots.layouts else (slots.tensors[key],)
+
+
+def _overlapping(slots: Slots, plan: RestorePlan) -> list[list[tuple[str, int]]]:
+    """Return groups of (slot key, which of its tensors) that reach over the same bytes of memory."""
     by_place = sorted(
-        (str(tensor.device), *_reach(tensor), key)
+        (str(tensor.device), *_reach(tensor), key, number)
         for key in plan.sources
-        if key in slots.tensors and (tensor := slots.tensors[key]).numel()
+        for number, tensor in enumerate(_tensors(slots, key))
+        if tensor.numel()
     )
-    groups: list[list[tuple[str, str]]] = []
+    groups: list[list[tuple[str, int]]] = []
     last_device, last_stop = "", 0
-    for device, start, stop, key in by_place:
+    for device, start, stop, key, number in by_place:
         if device != last_device or start >= last_stop:
             groups.append([])
             last_stop = 0
-        groups[-1].append((key, plan.sources[key]))
+        groups[-1].append((key, number))
         last_device, last_stop = device, max(stop, last_stop)
     return [group for group in groups if len(group) > 1]
 

@@ -8,15 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from interop.ours import to_records, to_value
+from interop.ours import to_record, to_value
 from interop.peer import TensorFlow
 from torch import nn
 
 import torchsaver as ts
 from torchsaver import transfer
+from torchsaver.variables.name_rules import Rules
 
 GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
-RULES = {re.compile(r"gru_cell/"): ""}
+RULES: Rules = {re.compile(r"gru_cell/"): ""}
 
 
 class Convnet(nn.Module):
@@ -28,7 +29,8 @@ class Convnet(nn.Module):
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         features = self.bn(self.conv(inputs.permute(0, 3, 1, 2))).relu()
-        return self.head(features.mean((2, 3)))
+        outputs: torch.Tensor = self.head(features.mean((2, 3)))
+        return outputs
 
 
 class Recurrent(nn.Module):
@@ -38,7 +40,8 @@ class Recurrent(nn.Module):
         self.head = nn.Linear(5, 3)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        return self.head(self.gru(inputs)[0][:, -1])
+        outputs: torch.Tensor = self.head(self.gru(inputs)[0][:, -1])
+        return outputs
 
 
 KINDS: dict[str, type[nn.Module]] = {"convnet": Convnet, "recurrent": Recurrent}
@@ -64,7 +67,8 @@ def _module(trained: dict[str, Any], source: str) -> tuple[nn.Module, dict[str, 
 
 def _outputs(module: nn.Module, trained: dict[str, Any]) -> torch.Tensor:
     with torch.no_grad():
-        return module(to_value(trained["inputs"]))
+        outputs: torch.Tensor = module(to_value(trained["inputs"]))
+    return outputs
 
 
 @pytest.mark.parametrize("source", ["by_name", "by_objects"])
@@ -109,4 +113,4 @@ def test_tensorflow_computes_with_weights_that_torch_has_trained_on(
     if way == "objects":
         with ts.load_checkpoint(trained[source]) as reader:
             kept = [reader.get_tensor(f"optimizer/_variables/{n}") for n in range(len(computed["optimizer"]))]
-        assert computed["optimizer"] == list(to_records(dict(enumerate(kept))).values())
+        assert computed["optimizer"] == [to_record(value) for value in kept]

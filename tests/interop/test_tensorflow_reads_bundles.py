@@ -15,7 +15,20 @@ import torchsaver as ts
 # TensorFlow has no variables of these, and no joining of the parts of those.
 NO_VARIABLES = {"float8_e4m3fnuz", "float8_e5m2fnuz"}
 NOT_JOINED = {"float16", "uint16", "uint32", "uint64", *(name for name in DTYPES if name.startswith("float8"))}
-ODD_NAMES = ("a", "a b", "a/b:0", "\u00e9\U0001f600", "a\0b", "\0", "\x01", "a" * 3000, "a/", "\udcff\udcfe", ".", "a\n")
+ODD_NAMES = (
+    "a",
+    "a b",
+    "a/b:0",
+    "\u00e9\U0001f600",
+    "a\0b",
+    "\0",
+    "\x01",
+    "a" * 3000,
+    "a/",
+    "\udcff\udcfe",
+    ".",
+    "a\n",
+)
 
 
 def _all_dtypes() -> dict[str, torch.Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,23 +12,21 @@ from typing import Any
 import torch
 
 from torchsaver import arguments
-from torchsaver.conversion.plan import Format, Row, plan_manifest, plan_rows
+from torchsaver.conversion.plan import ConversionError, Format, Row, plan_manifest, plan_rows
 from torchsaver.conversion.source import opened_source
-from torchsaver.errors import TorchSaverError
 from torchsaver.formats.manifest import Manifest
-from torchsaver.formats.regular_file import read_regular
 from torchsaver.formats.safetensors_writer import plan_files
-from torchsaver.formats.tensorflow.bundle_writer import BundleWriter, Part, Unread, cut_into_shards
+from torchsaver.formats.tensorflow.bundle_writer import MOST_SHARDS, BundleWriter, Part, Unread, cut_into_shards
 from torchsaver.formats.tensorflow.data_types import BY_TORCH_NAME, STRING
-from torchsaver.formats.tensorflow.names import INDEX_ENDING, index_file
+from torchsaver.formats.tensorflow.names import INDEX_ENDING, index_beside, index_file
 from torchsaver.formats.tensorflow.stored_value import key_bytes
+from torchsaver.formats.torch_file import ENDINGS
 from torchsaver.inspection.reports import Progress
 from torchsaver.storage import paths
 from torchsaver.storage.bundle_files import write_bundle
 from torchsaver.storage.checkpoint_files import StagedCheckpoint, make_ready
 from torchsaver.variables.rules_file import ConversionRules, parse_rules
 
-_MOST_RULES_BYTES = 1 << 20
 FORMATS: tuple[Format, ...] = ("safetensors", "tf")
 
 
@@ -75,27 +74,34 @@ def convert_checkpoint(
     """Write a checkpoint in another format, or under other keys; the source stays as it is.
 
     What the format cannot hold is left out and named: strings, variants, and what is no tensor in torchsaver's own when
-    it becomes TensorFlow's. Tied tensors stay tied in safetensors, and are written under each name otherwise.
+    it becomes TensorFlow's. Tied tensors stay tied in safetensors, and are written under each name otherwise. A file of
+    torch.save is a tree: its keys are the paths in it, "model.fc.weight", which a rule may shorten.
 
     Args:
-        source: As `load_checkpoint`, or a .pt, .pth or .bin file of torch.save, of which only tensors are read.
+        source: As `load_checkpoint`; or a .pt, .pth or .bin file of torch.save, of which only tensors are read, or the
+            pytorch_model.bin.index.json of several.
         destination: A prefix, or the file PREFIX.safetensors or PREFIX.index.
         to: "safetensors" or "tf".
         rules: How keys are renamed and values laid out, see `parse_rules`; None: they stay as they are.
         max_shard_bytes: Write several files, as `Saver` and `save_tf_checkpoint`.
         overwrite: Replace a checkpoint of that name.
-        dry_run: Check everything and write nothing.
-        progress: Called after each tensor.
+        dry_run: Check everything but the values, and write nothing.
+        progress: Called before each tensor, and at the end.
 
     Raises:
-        VarListError: Keys that come to the same one or that the format cannot hold, dtypes it does not have, layouts
-            that do not fit: all of them. Nothing has been written.
+        ConversionError: Keys that come to the same one or that the format cannot hold, dtypes it does not have, layouts
+            that do not fit: all of them. Nothing has been written. It is a VarListError.
         FileExistsError: There is a checkpoint of that name, and `overwrite` is not given.
-        TorchSaverError, OSError, ValueError, TypeError: As `load_checkpoint` and `Saver.save`.
+        IsADirectoryError: The destination is a directory.
+        CorruptCheckpointError: The source is damaged. Nothing has been written.
+        UnsupportedCheckpointError: It is of a kind that cannot be read, or holds more than tensors and plain values.
+        CheckpointNotFoundError: It is not there.
+        OSError: As the system gave it; what was there before counts.
+        TypeError, ValueError: Another argument has the wrong type or value.
     """
     if to not in FORMATS:
         raise ValueError(f"to is one of {', '.join(FORMATS)}, not {to!r}")
-    prefix = _prefix(destination, to)
+    prefix = destination_prefix(destination, to)
     limit = arguments.whole_number(max_shard_bytes, "max_shard_bytes", least=1)
     _require_free(prefix, to, overwrite=overwrite)
     with opened_source(source) as opened:
@@ -109,24 +115,33 @@ def convert_checkpoint(
                 _write_tensorflow(prefix, rows, meter, limit, overwrite=overwrite)
             else:
                 _write_safetensors(prefix, rows, meter, limit, manifest)
+            meter.tell()
     return conversion
 
 
-def _prefix(destination: str | os.PathLike[str], to: Format) -> str:
+def destination_prefix(destination: str | os.PathLike[str], to: Format) -> str:
+    """Return the prefix to write, as `convert_checkpoint` takes it.
+
+    Raises:
+        TypeError, ValueError: No checkpoint of this format can have this name.
+        IsADirectoryError: A directory has it.
+    """
     path = paths.path_text(destination, "destination")
-    endings = (INDEX_ENDING,) if to == "tf" else (paths.INDEX_ENDING, paths.FILE_ENDING)
-    for ending in endings:
-        if path.endswith(ending) and os.path.basename(path) != ending:
-            path = path.removesuffix(ending)
-            break
     if os.path.isdir(path):
         raise IsADirectoryError(errno.EISDIR, "the destination is a directory; add the checkpoint's name", path)
-    return arguments.new_prefix(path, None, None, False)[0]
+    endings = (INDEX_ENDING,) if to == "tf" else (paths.INDEX_ENDING, paths.FILE_ENDING)
+    prefix = next((path.removesuffix(ending) for ending in endings if path.endswith(ending)), path)
+    if prefix.endswith((INDEX_ENDING, *ENDINGS)) or index_beside(prefix) is not None:
+        raise ValueError(f"destination {path!r} ends like a file that is not written here; give a prefix for {to}")
+    return arguments.new_prefix(prefix, None, None, False)[0]
 
 
 def _require_free(prefix: str, to: Format, *, overwrite: bool) -> None:
     files = [index_file(prefix)] if to == "tf" else [paths.index_file(prefix), paths.checkpoint_file(prefix)]
     there = [path for path in files if os.path.lexists(path)]
+    if directories := list(filter(os.path.isdir, there)):
+        message = "a directory stands where the checkpoint's file goes; move it away, or give another name"
+        raise IsADirectoryError(errno.EISDIR, message, directories[0])
     if there and not overwrite:
         message = "a checkpoint is there; give another name, or replace it (--force, overwrite=True)"
         raise FileExistsError(errno.EEXIST, message, there[0])
@@ -137,32 +152,34 @@ def read_rules_file(path: str | os.PathLike[str]) -> ConversionRules:
 
     Raises:
         ValueError: It holds none; the message names the file and the table.
-        CorruptCheckpointError: It is no file, or of more than a megabyte.
         OSError: As the system gave it.
     """
     name = paths.path_text(path, "rules")
+    with open(name, "rb") as file:
+        data = file.read()
     try:
-        return parse_rules(read_regular(name, _MOST_RULES_BYTES).decode("utf-8"))
+        return parse_rules(data.decode("utf-8"))
     except ValueError as error:
-        if isinstance(error, TorchSaverError):
-            raise
         raise ValueError(f"{name!r}: {error}") from error
 
 
 class _Meter:
-    """Tells how much has been read, after each tensor."""
+    """Reads values, and tells how far it is: before each, and at the end."""
 
     def __init__(self, rows: Sequence[Row], prefix: str, progress: Callable[[Progress], object] | None) -> None:
-        self.sizes = {row.key: row.nbytes for row in rows}
-        self._total, self._done = sum(self.sizes.values()), 0
+        self._total, self._done = sum(row.nbytes for row in rows), 0
         self._name, self._progress = os.path.basename(prefix), progress
 
     def read(self, row: Row) -> Any:
-        """Return a value, after telling what was read before it."""
+        """Return a value."""
+        self.tell()
+        self._done += row.nbytes
+        return row.read()
+
+    def tell(self) -> None:
+        """Say what has been read."""
         if self._progress is not None:
             self._progress(Progress(self._done, self._total, self._name))
-        self._done += self.sizes[row.key]
-        return row.read()
 
 
 class _Unread(Mapping[str, torch.Tensor]):
@@ -195,13 +212,18 @@ def _write_safetensors(
 def _write_tensorflow(
     prefix: str, rows: Sequence[Row], meter: _Meter, max_shard_bytes: int | None, *, overwrite: bool
 ) -> None:
-    parts = []
-    for row in rows:
-        name = key_bytes(row.key)
-        assert name is not None, "a problem otherwise"
-        if row.value.dtype == STRING.name:
-            parts.append(Part(name, STRING, row.value.shape, row.read().ravel().tolist()))
-        else:
-            content = Unread(meter.sizes[row.key], lambda row=row: meter.read(row))  # type: ignore[misc]
-            parts.append(Part(name, BY_TORCH_NAME[row.value.dtype], tuple(row.meta().shape), content))
-    write_bundle(prefix, BundleWriter(cut_into_shards(parts, max_shard_bytes)), overwrite=overwrite)
+    shards = cut_into_shards([_part(row, meter) for row in rows], max_shard_bytes)
+    if len(shards) > MOST_SHARDS:
+        found = f"max_shard_bytes {max_shard_bytes} makes {len(shards)} data files"
+        raise ConversionError([f"{found}, and {MOST_SHARDS} can be named; give a larger one"])
+    write_bundle(prefix, BundleWriter(shards), overwrite=overwrite)
+
+
+def _part(row: Row, meter: _Meter) -> Part:
+    """Return a value for a bundle, unread but for strings, whose size is not known before."""
+    name = key_bytes(row.key)
+    assert name is not None, "a problem otherwise"
+    if row.value.dtype == STRING.name:
+        return Part(name, STRING, row.value.shape, meter.read(row).ravel().tolist())
+    content = Unread(row.nbytes, functools.partial(meter.read, row))
+    return Part(name, BY_TORCH_NAME[row.value.dtype], tuple(row.meta().shape), content)

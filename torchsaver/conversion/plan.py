@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -24,21 +24,33 @@ from torchsaver.version import __version__
 Format = Literal["safetensors", "tf"]
 
 
+class ConversionError(VarListError):
+    """Values cannot be converted, or not under these keys; `problems` has a line for each."""
+
+    def _message(self) -> str:
+        problems = ";\n  ".join(self.problems)
+        return f"nothing was converted, {len(self.problems)} problem{'s' * (len(self.problems) > 1)}:\n  {problems}"
+
+
 @dataclass(frozen=True)
 class Row:
     """A value and what becomes of it.
 
     Attributes:
-        value: What is stored.
+        name: Its name in the source.
+        value: What is stored there.
         key: What it will be stored under.
         transform: How it is laid out otherwise.
         to_torch: Whether the transform leads from TensorFlow's layout to torch's, or back.
+        aliases: Other names it will have.
     """
 
+    name: str
     value: Value
     key: str
     transform: Transform
     to_torch: bool
+    aliases: tuple[str, ...] = ()
 
     def read(self) -> Any:
         """Return the value as it will be stored."""
@@ -53,13 +65,14 @@ class Row:
         """Return it as JSON has it."""
         shape = self.value.shape if self.value.dtype == STRING.name else self.meta().shape
         return {
-            "from": self.value.key,
+            "from": self.name,
             "dtype": self.value.dtype,
             "from_shape": list(self.value.shape),
             "key": self.key,
             "shape": list(shape),
             "transform": None if self.transform == identity else str(self.transform),
             "bytes": self.nbytes,
+            "aliases": list(self.aliases),
         }
 
     def meta(self) -> torch.Tensor:
@@ -82,53 +95,71 @@ def plan_rows(source: Source, to: Format, rules: ConversionRules, left_out: dict
     """Return what becomes of each value; what is left out on the way is noted in `left_out`.
 
     Raises:
-        VarListError: As `convert_checkpoint`.
+        ConversionError: As `convert_checkpoint`.
     """
+    rows: list[Row] = []
     problems: list[str] = []
-    rows: dict[str, Row] = {}
-    aliases = source.manifest.aliases if to == "tf" else {}
-    names: dict[str, list[str]] = {value.key: [value.key] for value in source.values}
-    for alias, key in aliases.items():
-        names.get(key, []).append(alias)
+    if rules.layouts and source.is_tensorflow == (to == "tf"):
+        both = "TensorFlow's" if to == "tf" else "torch's"
+        problems.append(f"[[layout]] leads between TensorFlow's files and torch's, and both are {both}; leave it out")
+    names: dict[str, str] = {}  # by what they come to
     for value in source.values:
         if value.dtype == STRING.name and to != "tf":
             left_out[value.key] = "strings, which safetensors cannot hold"
             continue
-        for name in names[value.key]:
-            new = rules.rename(name)
-            if new is None:
-                left_out[name] = "a rule leaves it out"
-                continue
-            in_tensorflow = name if source.is_tensorflow else new
-            transform = identity if value.dtype == STRING.name else rules.transform_of(in_tensorflow) or identity
-            row = Row(value, new, transform, to_torch=source.is_tensorflow)
-            if (reason := _why_not(row, to)) is not None:
-                problems.append(f"{name!r} {reason}")
-            elif new in rows:
-                problems.append(f"{name!r} and {rows[new].value.key!r} both come to {new!r}; rename one of them")
-            rows.setdefault(new, row)
+        for row in _rows_of(value, source, to, rules, left_out):
+            problems += [f"{row.name!r} {reason}" for reason in _why_not(row, to)]
+            for new in (row.key, *row.aliases):
+                if new in names and names[new] != row.name:
+                    problems.append(f"{names[new]!r} and {row.name!r} both come to {new!r}; rename one of them")
+                names.setdefault(new, row.name)
+            rows.append(row)
     if not rows and not problems:
         problems.append(f"{source.path!r} holds nothing that can be converted")
     if problems:
-        raise VarListError(problems)
-    return list(rows.values())
+        raise ConversionError(list(dict.fromkeys(problems)))
+    return rows
 
 
-def _why_not(row: Row, to: Format) -> str | None:
-    """Return why a format cannot hold a value under its key."""
-    has_key = key_bytes(row.key) is not None if to == "tf" else is_unicode(row.key) and row.key != RESERVED_KEY
-    if not row.key or not has_key:
-        return f"comes to the key {row.key!r}, which the format cannot have; rename it"
-    if row.value.dtype == STRING.name:
-        return None
+def _rows_of(
+    value: Value, source: Source, to: Format, rules: ConversionRules, left_out: dict[str, str]
+) -> Iterator[Row]:
+    """Yield a row for a value, or one for each of its names if the format has no aliases."""
+    names: dict[str, str] = {}  # by what they come to
+    for name in (value.key, *value.aliases):
+        new = rules.rename(name)
+        if new is None:
+            left_out[name] = "a rule leaves it out"
+        else:
+            names.setdefault(new, name)
+    groups = [[new] for new in names] if to == "tf" else [list(names)] if names else []
+    for key, *aliases in groups:
+        in_tensorflow = names[key] if source.is_tensorflow else key
+        transform = identity if value.dtype == STRING.name else rules.transform_of(in_tensorflow) or identity
+        yield Row(names[key], value, key, transform, source.is_tensorflow, tuple(aliases))
+
+
+def _why_not(row: Row, to: Format) -> Iterator[str]:
+    """Yield why a format cannot hold a value, or not under its keys."""
+    for key in (row.key, *row.aliases):
+        has_key = key_bytes(key) is not None if to == "tf" else is_unicode(key) and key != RESERVED_KEY
+        if not key or not has_key:
+            yield f"comes to the key {key!r}, which the format cannot have; rename it"
+    if row.value.problem:
+        yield row.value.problem
+    elif row.value.dtype != STRING.name and (reason := _why_no_tensor(row, to)) is not None:
+        yield reason
+
+
+def _why_no_tensor(row: Row, to: Format) -> str | None:
     if to == "tf" and row.value.dtype not in BY_TORCH_NAME:
-        return f"is {row.value.dtype}, which TensorFlow's checkpoints do not have"
+        return f"is {row.value.dtype}, which TensorFlow's checkpoints do not have; leave it out"
     try:
         meta = row.meta()
     except ValueError as error:
         return f"cannot be laid out: {error}"
     # On the CPU with no elements, for all that depends on the dtype and rank alone.
-    return why_not_storable(torch.empty([0] * meta.dim(), dtype=meta.dtype)) if meta.dim() else None
+    return why_not_storable(torch.empty([0] * meta.dim(), dtype=meta.dtype))
 
 
 def plan_manifest(
@@ -141,14 +172,12 @@ def plan_manifest(
         left_out.update({name: "TensorFlow's files have no place for it" for name, there in extras.items() if there})
     if given.objects and (to == "tf" or rules is not None):
         left_out.update({f"state of {name!r}": "only its tensors are converted" for name in given.objects})
-    rename = str if rules is None else rules.rename
-    keys = {row.key for row in rows}
-    aliases = {rename(alias): rename(key) for alias, key in given.aliases.items()}
-    return replace(
-        Manifest(global_step=given.global_step, metadata=given.metadata),
+    return Manifest(
+        global_step=given.global_step,
+        metadata=given.metadata,
         time=time.time(),
         versions={"torch": torch.__version__, "torchsaver": __version__},
-        aliases={alias: key for alias, key in aliases.items() if alias and key and key in keys and alias not in keys},
+        aliases={alias: row.key for row in rows for alias in row.aliases},
         complex128=frozenset(row.key for row in rows if row.value.dtype == "complex128"),
         objects=given.objects if rules is None else {},
     )

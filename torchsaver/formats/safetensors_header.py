@@ -39,7 +39,11 @@ _USUAL_ENTRY = re.compile(
     r'"([^"\\\x00-\x1f]*)":\{"dtype":"([A-Z0-9_]+)",'
     rf'"shape":\[({_SHAPE})\],"data_offsets":\[({_SIZE}),({_SIZE})\]\}}(?:,(?=")|(?=\}}))'
 )
-_FOREIGN = {b"PK\x03\x04": "a zip archive, as torch.save writes", b"model_ch": "a state file: pass its directory"}
+_FOREIGN = {
+    b"PK\x03\x04": "a zip archive, as torch.save writes",
+    b"model_ch": "a state file: pass its directory",
+    b"version ": "a pointer of git-lfs in the place of the file, which `git lfs pull` fetches",
+}
 DATA_ALIGNMENT = 64  # a cache line: the format asks for 8 only
 
 DTYPE_BITS = {

@@ -52,6 +52,8 @@ def conversion_lines(conversion: dict[str, Any], *, is_dry_run: bool, secs: floa
     ]
     if is_dry_run:
         yield from table_lines([header, *rows], [False] * len(header))
+        for row in conversion["tensors"]:
+            yield from (f"{visible(alias)} is another name of {visible(row['key'])}" for alias in row["aliases"])
     by_reason: dict[str, list[str]] = {}
     for key, reason in conversion["left_out"].items():
         by_reason.setdefault(reason, []).append(key)
@@ -59,7 +61,7 @@ def conversion_lines(conversion: dict[str, Any], *, is_dry_run: bool, secs: floa
         some = keys if is_dry_run else keys[:_MOST_NAMED]
         rest = f", ... {len(keys)} in all" if len(some) < len(keys) else ""
         yield f"left out, {reason}: {', '.join(map(visible, some))}{rest}"
-    what = f"{len(rows)} tensors, {bytes_text(conversion['total_bytes'])}"
+    what = f"{_count(len(rows), 'tensor')}, {bytes_text(conversion['total_bytes'])}"
     place = f"{visible(conversion['destination'])} ({conversion['format']})"
     yield f"{what} would go to {place}; nothing was written" if is_dry_run else f"{what} to {place} in {secs:.2f} s"
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -20,7 +21,6 @@ from torchsaver.variables.name_rules import SCOPE_ENDS, expand, read_function
 from torchsaver.variables.name_tables import ModuleNames, Table, Target, Wanted, collection_names, own_names, tensors_of
 
 AssignmentMap: TypeAlias = "Mapping[Any, Any] | Iterable[tuple[Any, Any]] | torch.nn.Module | ModuleNames"
-_Names: TypeAlias = "Mapping[str, Sequence[str]]"
 
 
 class Link(NamedTuple):
@@ -52,7 +52,26 @@ class Match:
     unused: list[str] = field(default_factory=list)
 
 
-def match_names(names: _Names, assignment_map: AssignmentMap) -> Match:
+class _Names:
+    """The names of a checkpoint, and the collection's variables, looked up once if a name of theirs is wanted."""
+
+    def __init__(self, others: Mapping[str, Sequence[str]]) -> None:
+        self.key_of = {name: key for key, names in others.items() for name in names}
+        self.key_of.update({key: key for key in others})
+        self._others = others
+
+    @cached_property
+    def variables(self) -> Table:
+        return collection_names()
+
+    def all(self) -> Iterator[tuple[str, str]]:
+        """Yield (key, name) for each name of each key, the key itself last."""
+        for key, others in self._others.items():
+            for name in (*others, key):
+                yield key, name
+
+
+def match_names(names: Mapping[str, Sequence[str]], assignment_map: AssignmentMap) -> Match:
     """Return which value goes where.
 
     Args:
@@ -63,12 +82,11 @@ def match_names(names: _Names, assignment_map: AssignmentMap) -> Match:
     Raises:
         TypeError, ValueError: An entry is none; it is named.
     """
-    keys_by_name = {name: key for key, others in names.items() for name in others}
-    keys_by_name.update({key: key for key in names})
+    looked_up = _Names(names)
     links: dict[tuple[int, ...], Link] = {}
     missing: list[Wanted] = []
     for source, target in _pairs(assignment_map):
-        found, absent = _entry(source, target, names, keys_by_name)
+        found, absent = _entry(source, target, looked_up)
         links |= {tuple(map(id, tensors_of(link.target))): link for link in found}
         missing += absent
     given = _given(links.values())
@@ -129,12 +147,12 @@ def _numbered(label: str, labels: Counter[str]) -> str:
     return free
 
 
-def _entry(source: Any, target: Any, names: _Names, keys_by_name: Mapping[str, str]) -> tuple[list[Link], list[Wanted]]:
+def _entry(source: Any, target: Any, names: _Names) -> tuple[list[Link], list[Wanted]]:
     """Return the links of one entry of the map, and what it could not find."""
     if not _is_source(source):
         raise TypeError(f"{source!r}: a name, a compiled pattern or a function was wanted, not a {_kind(source)}")
     if isinstance(target, str):
-        return _named(source, target, names, keys_by_name)
+        return _named(source, target, names)
     if isinstance(target, torch.nn.Module):
         return _in_scope(source, own_names(target), names)
     if isinstance(target, ModuleNames):
@@ -145,10 +163,10 @@ def _entry(source: Any, target: Any, names: _Names, keys_by_name: Mapping[str, s
         wanted = "a tensor, a Layout, a list of a variable's parts, a Module, from_tf(module) or a name"
         raise TypeError(f"{_shown(source)}: {wanted} was wanted, not a {_kind(target)}")
     if isinstance(source, str):
-        keys = [keys_by_name[source]] if source in keys_by_name else []
+        keys = [names.key_of[source]] if source in names.key_of else []
     else:
         rename = _rename(source, whole=True)
-        keys = [key for key, others in names.items() if any(rename(name) is not None for name in (key, *others))]
+        keys = list(dict.fromkeys(key for key, name in names.all() if rename(name) is not None))
     if len(keys) > 1:
         raise ValueError(f"{_shown(source)} stands for several values, and here is one variable: {', '.join(keys[:5])}")
     label = _shown(source)
@@ -168,13 +186,13 @@ def _in_parts(source: Any, parts: Sequence[Any]) -> Layout:
         raise type(error)(f"{_shown(source)}: a list of a variable's parts was wanted; {error}") from error
 
 
-def _named(source: Any, target: str, names: _Names, keys_by_name: Mapping[str, str]) -> tuple[list[Link], list[Wanted]]:
+def _named(source: Any, target: str, names: _Names) -> tuple[list[Link], list[Wanted]]:
     """Return the links of an entry whose target is a name, or a scope, of variables in the current collection."""
-    variables = collection_names()
+    variables = names.variables
     if (hit := variables.find(target)) is not None:
-        return _entry(source, hit[1], names, keys_by_name)
+        return _entry(source, hit[1], names)
     if isinstance(source, re.Pattern) and "\\" in target:
-        return _by_template(source, target, names, variables)
+        return _by_template(source, target, names)
     if not target.endswith(SCOPE_ENDS):
         labels = [one.label for one in variables.wanted]
         what = f"there is no variable {target!r}{_nearest(target, labels)}"
@@ -190,16 +208,13 @@ def _named(source: Any, target: str, names: _Names, keys_by_name: Mapping[str, s
     return _in_scope(source, table, names)
 
 
-def _by_template(
-    pattern: re.Pattern[str], template: str, names: _Names, variables: Table
-) -> tuple[list[Link], list[Wanted]]:
+def _by_template(pattern: re.Pattern[str], template: str, names: _Names) -> tuple[list[Link], list[Wanted]]:
     """Return the links of names that match all of a pattern, or of one's scope, to what it makes of the template."""
     links: dict[str, Link] = {}
-    for key, others in names.items():
-        for name in (*others, key):
-            found = pattern.match(name) if template.endswith(SCOPE_ENDS) else pattern.fullmatch(name)
-            if found is not None and (hit := variables.find(expand(found, template) + name[found.end() :])):
-                _add(links, Link(key, *hit))
+    for key, name in names.all():
+        found = pattern.match(name) if template.endswith(SCOPE_ENDS) else pattern.fullmatch(name)
+        if found is not None and (hit := names.variables.find(expand(found, template) + name[found.end() :])):
+            _add(links, Link(key, *hit))
     return list(links.values()), [] if links else [Wanted(template, pattern.pattern)]
 
 
@@ -209,11 +224,10 @@ def _in_scope(source: Any, table: Table, names: _Names) -> tuple[list[Link], lis
         raise ValueError(f"{source!r}: a module's values are in a scope, whose name ends in a slash: {source + '/'!r}")
     rename = _rename(source, whole=False)
     links: dict[str, Link] = {}
-    for key, others in names.items():
-        for name in (*others, key):
-            rest = rename(name)
-            if rest is not None and (hit := table.find(rest)) is not None:
-                _add(links, Link(key, *hit))
+    for key, name in names.all():
+        rest = rename(name)
+        if rest is not None and (hit := table.find(rest)) is not None:
+            _add(links, Link(key, *hit))
     reached = {id(tensor) for link in links.values() for tensor in tensors_of(link.target)}
     scope = source if isinstance(source, str) and source != "/" else ""
     missing = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -13,6 +13,8 @@ from torchsaver.formats.tensor_bytes import footprint, why_not_storable
 from torchsaver.variables import optimizers
 from torchsaver.variables.state_tree import flatten
 from torchsaver.variables.var_list import Problems, Slots, Stateful
+
+_Result = TypeVar("_Result")
 
 
 class ObjectRefusedError(Exception):
@@ -55,8 +57,8 @@ def require_storable_objects(slots: Slots) -> None:
     """
     problems = Problems()
     for key, layout in slots.layouts.items():
-        if not layout.is_lazy:
-            _shape_or_problem(key, layout, problems)
+        if not any(map(torch.nn.parameter.is_lazy, layout.tensors)):
+            _unless_refused(key, layout.stored_shape, problems)
     _flatten_objects(slots, {**slots.tensors, **dict.fromkeys(slots.layouts, torch.empty(0))}, problems)
     problems.raise_if_any()
 
@@ -68,12 +70,18 @@ def _laid_out(slots: Slots, problems: Problems) -> dict[str, torch.Tensor]:
         reason = next(filter(None, map(why_not_storable, layout.tensors)), None)
         if reason is not None:
             problems.add(f"{key!r} {reason}")
-            continue
-        try:
-            tensors[key] = layout.to_stored()
-        except ValueError as error:
-            problems.add(f"{key!r} cannot be laid out: {error}")
+        elif (value := _unless_refused(key, layout.to_stored, problems)) is not None:
+            tensors[key] = value
     return tensors
+
+
+def _unless_refused(key: str, laid_out: Callable[[], _Result], problems: Problems) -> _Result | None:
+    """Return what a layout's function gives; None, and a problem, if its transform is not for the shapes."""
+    try:
+        return laid_out()
+    except ValueError as error:
+        problems.add(f"{key!r} cannot be laid out: {error}")
+        return None
 
 
 def _flatten_objects(slots: Slots, tensors: dict[str, torch.Tensor], problems: Problems) -> dict[str, Any]:

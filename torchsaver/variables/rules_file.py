@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torchsaver.variables.layouts import Transform
-from torchsaver.variables.name_rules import Rule, read_rules
+from torchsaver.variables.name_rules import SCOPE_ENDS, Rule, read_rules
 from torchsaver.variables.transforms import parse_transform
 
 if sys.version_info >= (3, 11):
@@ -74,23 +74,37 @@ def _tables(content: dict[str, Any], name: str) -> list[dict[str, Any]]:
 def _rename(table: dict[str, Any], number: int) -> Rule:
     what = f"[[rename]] {number}"
     sources = [field for field in _SOURCES if field in table]
-    if len(sources) != 1 or ("to" in table) == (table.get("drop") is True) or table.keys() - {*_SOURCES, "to", "drop"}:
+    is_dropped = table.get("drop", False)
+    is_clear = len(sources) == 1 and type(is_dropped) is bool and ("to" in table) is not is_dropped
+    if not is_clear or table.keys() - {*_SOURCES, "to", "drop"}:
         raise ValueError(f"{what} wants one of name, scope and regex, and either to or drop = true, not {table}")
-    source, to = _text(table, sources[0], what), None if "drop" in table else _text(table, "to", what)
+    source, to = _text(table, sources[0], what), None if is_dropped else _text(table, "to", what)
     if sources[0] == "regex":
-        return _pattern(source, what), to
-    if (sources[0] == "scope") is not source.endswith(("/", ".")):
+        return _replacement(_pattern(source, what), to, what)
+    if (sources[0] == "scope") is not source.endswith(SCOPE_ENDS):
         raise ValueError(f"{what}: a scope ends in a slash or a dot, and a name does not: {source!r}")
     return source, to
+
+
+def _replacement(pattern: re.Pattern[str], to: str | None, what: str) -> Rule:
+    try:
+        pattern.sub(to or "", "")  # no match is needed for it to see a group that is not there
+    except (re.error, IndexError) as error:
+        raise ValueError(f"{what}: {to!r} does not fit {pattern.pattern!r}: {error}") from error
+    return pattern, to
 
 
 def _layout(table: dict[str, Any], number: int) -> tuple[re.Pattern[str], Transform]:
     what = f"[[layout]] {number}"
     if table.keys() != {"regex", "transform"}:
         raise ValueError(f"{what} wants regex and transform, not {table}")
+    pattern, given = _pattern(_text(table, "regex", what), what), table["transform"]
+    names = [given] if isinstance(given, str) else given
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{what}: transform is a text or a list of texts, not {given!r}")
     try:
-        return _pattern(_text(table, "regex", what), what), parse_transform(table["transform"])
-    except (TypeError, ValueError) as error:
+        return pattern, parse_transform(names)
+    except ValueError as error:
         raise ValueError(f"{what}: {error}") from error
 
 

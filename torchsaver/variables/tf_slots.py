@@ -1,9 +1,9 @@
 """Where TensorFlow's optimizers keep what torch's keep in their state: names of slot variables, and how they are found.
 
-    TensorFlow 1      layer/kernel/Adam, layer/kernel/Adam_1, train/layer/kernel/Momentum, ...
-    objects, slots    SlotVariable m, v, ... of the graph: tf.compat.v1 run eagerly, Keras up to 2.10
-    objects, lists    optimizer/_momentums/i: Keras from 2.11 on, where Adam/m/layer/kernel is such a variable's name, and
-                      Keras 3, where optimizer/_trainable_variables/i says which variable it is of
+TensorFlow 1      layer/kernel/Adam, layer/kernel/Adam_1, train/layer/kernel/Momentum, ...
+objects, slots    SlotVariable m, v, ... of the graph: tf.compat.v1 run eagerly, Keras up to 2.10
+objects, lists    optimizer/_momentums/i: Keras from 2.11 on, where Adam/m/layer/kernel is such a variable's name, and
+                  Keras 3, where optimizer/_trainable_variables/i says which variable it is of
 """
 
 from __future__ import annotations
@@ -201,12 +201,6 @@ class SlotFinder:
     @staticmethod
     def _is_keras(graph: ObjectGraph, optimizer: str | None) -> bool:
         return optimizer is not None and graph.find(_joined(optimizer, "iter")) is not None
-
-    def slots_of(self, key: str) -> tuple[str, ...]:
-        """Return the keys that look like slot variables of a value."""
-        if self._graph is None:
-            return tuple(own for scopes in self._endings.get(key, {}).values() for own in scopes.values())
-        return tuple(dict.fromkeys(own for slot in self._slots.get(key, ()) for own in slot.keys))
 
     def average(self, key: str, name: str) -> list[str]:
         """Return the keys of a value's moving average: none, one, or several that might be."""

@@ -7,15 +7,16 @@ up anew, so that `module.to()`, `load_state_dict(assign=True)` or a layer added 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 
 from torchsaver.errors import VarListError, VarListTypeError
 from torchsaver.formats.json_text import is_unicode
-from torchsaver.variables.collection import Collection, current_collection, name_of
+from torchsaver.variables.collection import Collection, current_collection
 from torchsaver.variables.layouts import Layout
+from torchsaver.variables.places import Place, PlacedLayout, Places, join_key, named_tensors
 
 RESERVED_KEY = "__metadata__"  # safetensors' own: a tensor of that name makes a file nobody can read
 _DICT_FORM = 'give it a key: Saver({"my_key": value})'
@@ -30,42 +31,6 @@ class Stateful(Protocol):
 
     def load_state_dict(self, state_dict: Any, /) -> Any:
         """Take the state back."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """An attribute of a module, `path` being dotted: the tensor that is there now, not the one that was."""
-
-    owner: torch.nn.Module
-    path: str
-
-    def tensor(self) -> torch.Tensor | None:
-        """Return the tensor that is there now, None when there is none any more."""
-        module_path, _, name = self.path.rpartition(".")
-        try:
-            value = getattr(self.owner.get_submodule(module_path), name)
-        except AttributeError:
-            return None
-        return value if isinstance(value, torch.Tensor) else None
-
-
-@dataclass(frozen=True)
-class PlacedLayout:
-    """A Layout of tensors that are looked up anew: those whose place in a module is known."""
-
-    layout: Layout
-    places: tuple[Place | None, ...]
-
-    def now(self) -> Layout | None:
-        """Return the Layout of the tensors that are there now, None when one of them is not there any more.
-
-        Raises:
-            ValueError: They cannot be joined as those before.
-        """
-        pairs = zip(self.layout.tensors, self.places, strict=True)
-        found = [tensor if place is None else place.tensor() for tensor, place in pairs]
-        tensors = tuple(tensor for tensor in found if tensor is not None)
-        return replace(self.layout, tensors=tensors) if len(tensors) == len(found) else None
 
 
 @dataclass(frozen=True)
@@ -135,7 +100,7 @@ def read_var_list(var_list: Any, names_from: torch.nn.Module | None = None) -> l
             TF, an empty key is one of them and does not end the process, and so is safetensors' own `__metadata__`.
     """
     problems = Problems()
-    places = _Places(names_from)
+    places = Places(names_from)
     if var_list is None:
         pairs: Iterable[tuple[Any, Any]] = current_collection().members()
     elif isinstance(var_list, torch.nn.Module):
@@ -147,9 +112,19 @@ def read_var_list(var_list: Any, names_from: torch.nn.Module | None = None) -> l
     entries = []
     for key, value in pairs:
         if _is_good_key(key, value, problems) and _is_good_value(key, value, problems):
-            entries.append(Entry(key, places.placed(value)))
+            entries.append(Entry(key, _placed(value, places)))
     problems.raise_if_any()
     return entries
+
+
+def _placed(value: Any, places: Places) -> EntryValue:
+    """Return where a tensor, or those of a Layout, are; where that is not known, the value itself."""
+    place: Place | PlacedLayout | None = None
+    if isinstance(value, torch.Tensor):
+        place = places.of(value)
+    elif isinstance(value, Layout):
+        place = places.of_layout(value)
+    return place or value
 
 
 def resolve(entries: Iterable[Entry]) -> Slots:
@@ -208,7 +183,7 @@ def _resolve_module(
     prefix: str, module: torch.nn.Module, slots: Slots, keys: dict[int, str], problems: Problems
 ) -> None:
     """Add a module's state_dict() entries; a tensor with several names in modules is tied, and gets aliases."""
-    live = {id(tensor) for _, tensor in _named_tensors(module)}
+    live = {id(tensor) for _, tensor in named_tensors(module)}
     for name, value in module.state_dict(keep_vars=True).items():
         key = join_key(prefix, name)
         if slots.tensors.get(key) is value:  # given by itself too, under the very name it has in the module
@@ -228,48 +203,7 @@ def _resolve_module(
             slots.tensors[key] = value
 
 
-def join_key(prefix: str, name: str) -> str:
-    """Return `prefix.name`, or the one of them that is not empty."""
-    return f"{prefix}.{name}" if prefix and name else prefix or name
-
-
-class _Places:
-    """Finds the module and path of a tensor: in `names_from`, then in the modules the current collection tracks."""
-
-    def __init__(self, names_from: torch.nn.Module | None) -> None:
-        if names_from is not None and not isinstance(names_from, torch.nn.Module):
-            raise TypeError(f"names_from is a torch.nn.Module, not {type(names_from).__name__}")
-        tracked = [
-            (name, value) for name, value in current_collection().members() if isinstance(value, torch.nn.Module)
-        ]
-        modules = [("", names_from), *tracked] if names_from is not None else tracked
-        self._found: dict[int, tuple[str, Place]] = {}
-        for prefix, module in modules:
-            for path, tensor in _named_tensors(module):
-                self._found.setdefault(id(tensor), (join_key(prefix, path), Place(module, path)))
-
-    def placed(self, value: EntryValue) -> EntryValue:
-        """Return what stands for a tensor, or those of a Layout, where they are found; else the value itself."""
-        if isinstance(value, Layout):
-            places = tuple(map(self._place, value.tensors))
-            return PlacedLayout(value, places) if any(places) else value
-        return (self._place(value) or value) if isinstance(value, torch.Tensor) else value
-
-    def _place(self, tensor: torch.Tensor) -> Place | None:
-        _, place = self._found.get(id(tensor), ("", None))
-        return place
-
-    def name_of(self, tensor: torch.Tensor) -> str | None:
-        name, _ = self._found.get(id(tensor), (None, None))
-        return name if name is not None else name_of(tensor)
-
-
-def _named_tensors(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    yield from module.named_parameters(remove_duplicate=False)
-    yield from module.named_buffers(remove_duplicate=False)
-
-
-def _named_elements(var_list: Any, places: _Places, problems: Problems) -> Iterator[tuple[Any, Any]]:
+def _named_elements(var_list: Any, places: Places, problems: Problems) -> Iterator[tuple[Any, Any]]:
     """Yield (key, value) for the elements of an iterable: named variables, (name, value) pairs, lists of them."""
     if isinstance(var_list, (str, bytes, torch.Tensor, Stateful)) or not isinstance(var_list, Iterable):
         kind = type(var_list).__name__

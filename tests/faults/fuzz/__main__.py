@@ -13,7 +13,7 @@ from collections import defaultdict
 from pathlib import Path
 
 # As in targets.TARGETS, which would bring the seconds that importing torch takes.
-NAMES = ("safetensors", "manifest", "index", "state", "statefile", "directory")
+NAMES = ("safetensors", "manifest", "index", "state", "statefile", "directory", "tfbundle", "tfv1", "tfgraph")
 
 
 def totals(output: Path) -> str:

@@ -48,7 +48,7 @@ class Engine:
 
     def run_one(self, data: bytes) -> None:
         """Make a document of the input and check it."""
-        raw = len(data) > 0 and data[0] < RAW and self._name != "directory"
+        raw = len(data) > 0 and data[0] < RAW and not self._target.is_json
         document = data[1:] if raw else self._target.make(ByteChoices(data))
         signal.setitimer(signal.ITIMER_VIRTUAL, LIMIT_SECS)
         try:

@@ -11,19 +11,18 @@ import contextlib
 import json
 import logging
 import os
-import tempfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import safetensors
 import torch
-from faults.fuzz import documents
+from faults.fuzz import documents, tensorflow_documents
 from faults.fuzz.choices import Choices
+from faults.fuzz.places import DOCUMENTED, place
+from faults.fuzz.tensorflow_targets import check_checkpoint, check_graph
 from formats.builders import canonical, file_bytes, raw
 
-from torchsaver.errors import TorchSaverError
 from torchsaver.formats.manifest import Manifest, format_manifest, parse_manifest
 from torchsaver.formats.safetensors_header import TensorSpec
 from torchsaver.formats.shard_index import format_index, parse_index
@@ -32,8 +31,6 @@ from torchsaver.reader import CheckpointReader
 from torchsaver.recovery import newest_valid_checkpoint
 from torchsaver.storage.state_file import format_state, get_checkpoint_state, latest_checkpoint, parse_state
 
-DOCUMENTED = (TorchSaverError, OSError)
-
 
 @dataclass(frozen=True)
 class Target:
@@ -41,36 +38,12 @@ class Target:
 
     make: Callable[[Choices], bytes]
     check: Callable[[bytes], bool]
-
-
-class Place:
-    """A directory of this process in memory, where one small file is rewritten without being synced."""
-
-    def __init__(self) -> None:
-        memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
-        self._owner = tempfile.TemporaryDirectory(prefix="torchsaver-fuzz-", dir=memory)
-        self.path = self._owner.name
-
-    def put(self, name: str, data: bytes) -> str:
-        path = f"{self.path}/{name}"
-        with open(path, "wb", buffering=0) as file:
-            file.write(data)
-        return path
-
-
-_places: dict[int, Place] = {}
-
-
-def _place() -> Place:
-    """Return this process's place; a child of a fork has its own."""
-    if os.getpid() not in _places:
-        _places[os.getpid()] = Place()
-    return _places[os.getpid()]
+    is_json: bool = False  # a document of several files, in which a fuzzer's own bytes would be none
 
 
 def check_safetensors(data: bytes) -> bool:
     """A file of ours or anyone's: values agree with safetensors' own reader, and survive a rewrite."""
-    path = _place().put("file.safetensors", data)
+    path = place().put("file.safetensors", data)
     try:
         with CheckpointReader(path) as reader:
             reader.verify()
@@ -100,7 +73,7 @@ def _check_as_safetensors(data: bytes, tensors: dict[str, torch.Tensor], specs: 
 
 
 def _check_rewritten(tensors: dict[str, torch.Tensor], manifest: Manifest) -> None:
-    with CheckpointReader(_place().put("again.safetensors", file_bytes(tensors, manifest))) as again:
+    with CheckpointReader(place().put("again.safetensors", file_bytes(tensors, manifest))) as again:
         assert again.keys() == sorted(tensors)
         assert all(raw(again.get_tensor(key)) == raw(tensor) for key, tensor in tensors.items())
         assert again.manifest == manifest
@@ -151,11 +124,11 @@ def check_state(data: bytes) -> bool:
 
 def check_state_file(data: bytes) -> bool:
     """A state file in its directory: the newest checkpoint is the one it names, or none."""
-    place = _place()
-    place.put("checkpoint", data)
+    directory = place().path
+    place().put("checkpoint", data)
     try:
-        state = get_checkpoint_state(place.path)
-        newest = latest_checkpoint(place.path)
+        state = get_checkpoint_state(directory)
+        newest = latest_checkpoint(directory)
     except DOCUMENTED:
         return False
     assert newest is None or (state is not None and newest == state.model_checkpoint_path)
@@ -164,23 +137,23 @@ def check_state_file(data: bytes) -> bool:
 
 def check_directory(data: bytes) -> bool:
     """A directory of anything: what is found stands in it and can be read whole."""
-    place = _place().path + "/directory"
-    os.makedirs(place, exist_ok=True)
+    directory = place().path + "/directory"
+    os.makedirs(directory, exist_ok=True)
     files = json.loads(data)
     for name in documents.DIRECTORY_FILES:
-        path = f"{place}/{name}"
+        path = f"{directory}/{name}"
         if name in files:
             with open(path, "wb", buffering=0) as file:
                 file.write(base64.b64decode(files[name]))
         elif os.path.exists(path):
             os.unlink(path)
     try:
-        found = newest_valid_checkpoint(place)
+        found = newest_valid_checkpoint(directory)
     except DOCUMENTED:
         return False
     if found is None:
         return False
-    assert os.path.dirname(found) == place
+    assert os.path.dirname(found) == directory
     with CheckpointReader(found) as reader:
         reader.verify()
         for key in reader.keys():
@@ -194,7 +167,10 @@ TARGETS = {
     "index": Target(documents.index_document, check_index),
     "state": Target(documents.state_document, check_state),
     "statefile": Target(documents.state_document, check_state_file),
-    "directory": Target(documents.directory_document, check_directory),
+    "directory": Target(documents.directory_document, check_directory, is_json=True),
+    "tfbundle": Target(tensorflow_documents.bundle_document, check_checkpoint, is_json=True),
+    "tfv1": Target(tensorflow_documents.v1_document, check_checkpoint, is_json=True),
+    "tfgraph": Target(tensorflow_documents.graph_document, check_graph),
 }
 
 

@@ -265,7 +265,7 @@ def test_chain_deeper_than_any_stack_is_walked_and_refused_if_its_paths_outgrow_
 
 def test_slots_of_one_variable_share_the_names_of_its_many_values() -> None:
     variable = _node(values=[("part", "", str(number)) for number in range(2000)])
-    slots = parse_object_graph(_built(_node(slots=[(1, "m", 1)] * 2000), variable)).slots
+    slots = parse_object_graph(_built(_node(slots=[(1, str(n), 1) for n in range(2000)]), variable)).slots
     assert (len(slots), len({id(slot.keys) for slot in slots})) == (2000, 1)
 
 

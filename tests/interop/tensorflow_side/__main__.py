@@ -17,7 +17,7 @@ os.environ.update({"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1", "K
 _answers = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)  # whatever else is printed is no answer
 
-import tensorflow as tf  # noqa: E402
+import tensorflow as tf  # type: ignore[import-untyped]  # noqa: E402
 from interop.tensorflow_side import models, reading, writing  # noqa: E402
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
-from interop.tensorflow_side.values import to_array, to_record
-
+import tensorflow as tf  # type: ignore[import-untyped]
 from interop.records import Record
+from interop.tensorflow_side.values import to_array, to_record
 
 v1 = tf.compat.v1
 keras = tf.keras
@@ -40,7 +39,7 @@ def _made(kind: str, seed: int) -> Any:
     """Return a model and its optimizer, both with all their variables."""
     keras.utils.set_random_seed(seed)
     model = _KINDS[kind]()
-    model.compile(keras.optimizers.Adam(0.01), "mse")
+    model.compile(keras.optimizers.Adam(0.01), "mse", run_eagerly=True)
     inputs = np.random.default_rng(seed).normal(size=(16, *model.input_shape[1:])).astype(np.float32)
     model.fit(inputs, np.ones((16, 3), np.float32), epochs=3, verbose=0)
     return model
@@ -73,15 +72,15 @@ def compute_model(kind: str, prefix: str, way: str, inputs: Record) -> dict[str,
     if way == "saver":
         v1.train.Saver(_by_name(model)).restore(None, prefix)
     elif way == "full names":
-        tf.train.Checkpoint(model).restore(prefix).assert_existing_objects_matched()
+        # Of the variables: TensorFlow does not look for names within Keras 3's own, which wrap them.
+        tf.train.Checkpoint(weights=list(_by_name(model).values())).restore(prefix).assert_existing_objects_matched()
     else:
         assert way == "objects"
-        _checkpoint(model).restore(prefix).assert_consumed()
-    optimizer = [to_record(variable.value) for variable in model.optimizer.variables]
+        _checkpoint(model).read(prefix).assert_consumed()
     return {
         "outputs": to_record(model(to_array(inputs), training=False)),
         "weights": {name: to_record(value) for name, value in _by_name(model).items()},
-        "optimizer": optimizer,
+        "optimizer": [to_record(variable.value) for variable in model.optimizer.variables],
     }
 
 

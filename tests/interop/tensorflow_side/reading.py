@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 from typing import Any
 
-import tensorflow as tf
-from interop.tensorflow_side.values import blank, to_record
-
+import tensorflow as tf  # type: ignore[import-untyped]
 from interop.records import Record
+from interop.tensorflow_side.values import blank, to_record
 
 v1 = tf.compat.v1
 
@@ -28,9 +27,7 @@ def read_with_op(prefix: str, dtypes: dict[str, str]) -> dict[str, Record]:
     """Return what the op beneath every Saver restores under these names, which may be of any bytes."""
     names = [os.fsencode(name) for name in dtypes]
     kinds = [tf.as_dtype(dtype) for dtype in dtypes.values()]
-    values = tf.raw_ops.RestoreV2(
-        prefix=prefix, tensor_names=names, shape_and_slices=[""] * len(names), dtypes=kinds
-    )
+    values = tf.raw_ops.RestoreV2(prefix=prefix, tensor_names=names, shape_and_slices=[""] * len(names), dtypes=kinds)
     return {name: to_record(value) for name, value in zip(dtypes, values, strict=True)}
 
 
@@ -45,7 +42,7 @@ def restore_with_saver(prefix: str, variables: dict[str, Record]) -> dict[str, R
         return {name: to_record(session.run(made[name]), each["dtype"]) for name, each in variables.items()}
 
 
-def restore_partitioned(prefix: str, name: str, dtype: str, shape: list[int], parts: int, axis: int) -> list[Record]:
+def restore_partitioned(prefix: str, name: str, dtype: str, shape: list[int], *, parts: int, axis: int) -> list[Record]:
     """Return the parts of a variable that TensorFlow has partitioned, and a Saver has restored."""
     with tf.Graph().as_default(), v1.Session() as session:
         partitioner = v1.fixed_size_partitioner(parts, axis=axis)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
-
+import tensorflow as tf  # type: ignore[import-untyped]
 from interop.records import Record, data_of, record, text_array, text_record
 
 

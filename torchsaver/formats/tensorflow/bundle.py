@@ -21,7 +21,14 @@ from torchsaver.formats.tensorflow.data_file import DataFile, require_no_pointer
 from torchsaver.formats.tensorflow.data_types import STRING, DataType
 from torchsaver.formats.tensorflow.names import INDEX_ENDING, data_file
 from torchsaver.formats.tensorflow.object_graph import OBJECT_GRAPH_KEY, ObjectGraph, parse_object_graph
-from torchsaver.formats.tensorflow.slices import Range, parse_slice, require_partition, slice_key
+from torchsaver.formats.tensorflow.slices import (
+    Range,
+    parse_slice,
+    require_partition,
+    slice_code,
+    slice_key,
+    split_slice_key,
+)
 from torchsaver.formats.tensorflow.sstable import read_table, unmasked
 from torchsaver.formats.tensorflow.stored_value import (
     Piece,
@@ -38,15 +45,17 @@ _READER_VERSION = 1  # what a bundle's min_consumer may ask for
 _MOST_SHARDS = 99_999  # their names have five digits
 _HEADER = Schema({1: ("num_shards", "int64"), 2: ("endianness", "int64"), 3: ("version", "bytes")})
 _VERSION = Schema({1: ("producer", "int64"), 2: ("min_consumer", "int64"), 3: ("bad_consumers", "int64*")})
-_ENTRY = Schema({
-    1: ("dtype", "int64"),
-    2: ("shape", "bytes"),
-    3: ("shard_id", "int64"),
-    4: ("offset", "int64"),
-    5: ("size", "int64"),
-    6: ("crc32c", "fixed32"),
-    7: ("slices", "bytes*"),
-})
+_ENTRY = Schema(
+    {
+        1: ("dtype", "int64"),
+        2: ("shape", "bytes"),
+        3: ("shard_id", "int64"),
+        4: ("offset", "int64"),
+        5: ("size", "int64"),
+        6: ("crc32c", "fixed32"),
+        7: ("slices", "bytes*"),
+    }
+)
 _SHAPE = Schema({2: ("dims", "bytes*"), 3: ("unknown_rank", "int64")})
 _DIM = Schema({1: ("size", "int64")})
 
@@ -149,17 +158,23 @@ class Bundle:
         return self._keys
 
     def _slice_keys(self) -> set[bytes]:
-        """Return the keys of slices: not by how they look, because a variable may be called so too."""
-        keys: set[bytes] = set()
-        if not any(key.startswith(b"\x00") for key in self._table):
-            return keys
-        for key, value in self._table.items():
-            try:
-                slices = parse_message(value, _ENTRY)["slices"]
-                keys.update(slice_key(key, parse_slice(each)) for each in slices)
-            except ValueError:
-                continue  # it is told when this key is asked for
+        """Return the keys of slices: not by how they look alone, because a variable may be called so too."""
+        codes: dict[bytes, set[bytes]] = {}  # of the slices of each variable that has some
+        keys = set()
+        for key in self._table:
+            if (parts := split_slice_key(key)) is not None and parts[0] in self._table:
+                name, code = parts
+                if name not in codes:
+                    codes[name] = self._slice_codes(name)
+                if code in codes[name]:
+                    keys.add(key)
         return keys
+
+    def _slice_codes(self, name: bytes) -> set[bytes]:
+        try:
+            return {slice_code(parse_slice(each)) for each in parse_message(self._table[name], _ENTRY)["slices"]}
+        except ValueError:
+            return set()  # it is told when this key is asked for
 
     def find(self, key: str) -> StoredValue | None:
         """Return what is stored under a key, or under another name the object graph has for it; None without it.

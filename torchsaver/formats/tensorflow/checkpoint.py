@@ -42,11 +42,14 @@ def is_tensorflow(path: str) -> bool:
     """Return whether a file is one of TensorFlow's: by its name an index, or a table.
 
     Raises:
-        CorruptCheckpointError: It is no regular file.
+        CorruptCheckpointError: It is no regular file, or a data file or graph of TensorFlow's without the index.
         OSError: As the system gave it.
     """
     if names.is_index(path):
         return True
+    if (index := names.index_beside(path)) is not None:
+        what = "a graph of TensorFlow's, without values" if path.endswith(".meta") else "a data file of TensorFlow's"
+        raise CorruptCheckpointError(path, 0, f"it is {what}, and the checkpoint's index {index!r} is missing")
     if path.endswith(".safetensors"):
         return False
     file = RegularFile(path)

@@ -58,6 +58,7 @@ class DataFile(ValueFile):
                 except FileNotFoundError as error:
                     reason = "it is missing, and the index beside it names it; copy all files of the checkpoint"
                     raise CorruptCheckpointError(self.path, 0, reason) from error
+                require_no_pointer(self._opened)
             return self._opened
 
     def require_inside(self, spec: TensorSpec) -> None:
@@ -68,7 +69,6 @@ class DataFile(ValueFile):
         """
         nbytes = self._file.nbytes
         if spec.end > nbytes:
-            require_no_pointer(self._file)
             reason = f"{spec.key!r} is at bytes {spec.start} to {spec.end}, and the file has {nbytes}"
             raise CorruptCheckpointError(self.path, min(spec.start, nbytes), reason)
 

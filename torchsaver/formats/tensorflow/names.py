@@ -8,6 +8,7 @@ DIR/variables/variables                     the prefix of a SavedModel in DIR
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 
@@ -48,6 +49,18 @@ def v1_shards(path: str) -> list[str]:
     if match is None or not int(match[2]):
         return [path]
     return [f"{match[1]}-{number:05d}-of-{match[2]}" for number in range(int(match[2]))]
+
+
+def v1_patterns(prefix: str) -> list[str]:
+    """Return the names, with question marks, of V1 checkpoints in several files whose name begins with `prefix`."""
+    directory, base = os.path.split(prefix)
+    found = set()
+    with contextlib.suppress(OSError, ValueError):  # ValueError: a NUL
+        for name in os.listdir(directory or "."):
+            match = _V1_SHARD.match(name)
+            if match is not None and match[1] == base:
+                found.add(f"{prefix}-?????-of-{match[2]}")
+    return sorted(found)
 
 
 def saved_model_prefix(directory: str) -> str:

@@ -33,6 +33,10 @@ _SLOT = Schema({1: ("variable", "int64"), 2: ("name", "bytes"), 3: ("slot", "int
 # byte each is not, and its paths would grow as the square of it.
 _MOST_PATH_GROWTH = 8
 _FREE_PATH_CHARS = 1 << 20
+# Of a path's parts that are not escaped any run may be one name with slashes in it, or paths through several objects;
+# beyond these numbers nothing is found, or a file could have names that take hours to look up.
+_MOST_SLASHES = 15
+_MOST_REACHED = 64
 _ESCAPED = re.compile(r"\.([.S])")
 _Spelling: TypeAlias = Callable[[str], Iterator[str]]
 
@@ -97,29 +101,34 @@ def parse_object_graph(data: bytes) -> ObjectGraph:
     """
     messages = parse_message(data, _GRAPH)["nodes"]
     nodes = []
+    known: dict[bytes, _Node] = {}  # a node may be no more than two bytes of a file, and there may be a million of them
     for number, message in enumerate(messages):
-        try:
-            nodes.append(_parse_node(message, len(messages)))
-        except ValueError as error:  # UnicodeDecodeError too
-            raise ValueError(f"object graph, node {number}: {error}") from error
+        node = known.get(message)
+        if node is None:
+            try:
+                node = known[message] = _parse_node(message, len(messages))
+            except ValueError as error:  # UnicodeDecodeError too
+                raise ValueError(f"object graph, node {number}: {error}") from error
+        nodes.append(node)
     most_chars = _MOST_PATH_GROWTH * len(data) + _FREE_PATH_CHARS
     return ObjectGraph(nodes, _shortest_paths(nodes, most_chars))
 
 
 def _parse_node(data: bytes, node_count: int) -> _Node:
+    """Return a node; what it has twice, byte for byte, is there once."""
     message = parse_message(data, _NODE)
     children: dict[str, int] = {}
-    for each in message["children"]:
+    for each in dict.fromkeys(message["children"]):
         child = parse_message(each, _CHILD)
         children.setdefault(child["name"].decode(), _checked(child["node"], node_count))
     attributes = []
-    for each in message["attributes"]:
+    for each in dict.fromkeys(message["attributes"]):
         attribute = parse_message(each, _ATTRIBUTE)
-        key, name, full_name = (attribute[field].decode() for field in ("key", "name", "full_name"))
-        if key:  # the empty one is the header's, in a bundle
-            attributes.append((key, name, full_name))
+        values = attribute["key"].decode(), attribute["name"].decode(), attribute["full_name"].decode()
+        if values[0]:  # the empty one is the header's, in a bundle
+            attributes.append(values)
     slots = []
-    for each in message["slots"]:
+    for each in dict.fromkeys(message["slots"]):
         slot = parse_message(each, _SLOT)
         variable, own = _checked(slot["variable"], node_count), _checked(slot["slot"], node_count)
         slots.append((variable, slot["name"].decode(), own))
@@ -185,10 +194,12 @@ class ObjectGraph:
     def __init__(self, nodes: Sequence[_Node], paths: dict[int, str]) -> None:
         """Arrange nodes that `parse_object_graph` has checked."""
         self._children = [node.children for node in nodes]
-        self._values = [
-            tuple(ObjectValue(*attribute, paths.get(number)) for attribute in node.attributes)
+        values = {
+            number: tuple(ObjectValue(*attribute, paths.get(number)) for attribute in node.attributes)
             for number, node in enumerate(nodes)
-        ]
+            if node.attributes
+        }
+        self._values = [values.get(number, ()) for number in range(len(nodes))]
         self.keys: dict[str, ObjectValue] = {}
         by_full_name = defaultdict(set)
         for value in (value for values in self._values for value in values):
@@ -196,13 +207,15 @@ class ObjectGraph:
             by_full_name[value.full_name].add(value.key)
         by_full_name.pop("", None)
         self._by_full_name = {name: keys.pop() if len(keys) == 1 else None for name, keys in by_full_name.items()}
-        self._most_name_parts = 1 + max((name.count("/") for each in self._children for name in each), default=0)
-        keys_of = [tuple(value.key for value in values) for values in self._values]  # any number of slots may share one
-        key_of = [self._value_key(number, None) for number in range(len(nodes))]
+        slashes = (name.count("/") for each in self._children if each for name in each)
+        self._most_name_parts = 1 + min(max(slashes, default=0), _MOST_SLASHES)
+        slots = [(number, slot) for number, node in enumerate(nodes) if node.slots for slot in node.slots]
+        named = {end for _, (variable, _, own) in slots for end in (variable, own)}
+        key_of = {end: self._value_key(end, None) for end in named}
+        keys_of = {end: tuple(value.key for value in self._values[end]) for end in named}  # many slots may share one
         self.slots = [
             SlotVariable(name, paths.get(number), paths.get(variable), key_of[variable], key_of[own], keys_of[own])
-            for number, node in enumerate(nodes)
-            for variable, name, own in node.slots
+            for number, (variable, name, own) in slots
         ]
 
     def find(self, name: str) -> str | None:
@@ -244,12 +257,17 @@ class ObjectGraph:
         return []
 
     def _walk(self, path: str, spelling: _Spelling) -> list[int]:
-        """Return the nodes at the end of a path, sorted: in a path that is not escaped a name may have slashes."""
+        """Return the nodes at the end of a path, sorted: in a path that is not escaped a name may have slashes.
+
+        None of a path along which more than _MOST_REACHED nodes are reached at a time.
+        """
         parts = path.split("/") if path else []
         reached: list[set[int]] = [set() for _ in range(len(parts) + 1)]  # by the number of parts taken
         reached[0].update([0] if self._children else [])
         most_name_parts = 1 if spelling is _escaped else self._most_name_parts
         for start in range(len(parts)):
+            if len(reached[start]) > _MOST_REACHED:
+                return []
             for end in range(start + 1, min(start + most_name_parts, len(parts)) + 1) if reached[start] else ():
                 reached[end].update(self._step(reached[start], list(spelling("/".join(parts[start:end])))))
         return sorted(reached[-1])

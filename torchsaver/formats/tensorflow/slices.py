@@ -17,11 +17,13 @@ from typing import NamedTuple
 from torchsaver.formats.tensorflow.wire import Schema, parse_message
 
 WHOLE = -1  # as a length: all of the dimension
-_MOST_SLICES = 4096  # comparing more could take minutes
+_MOST_SLICES = 4096  # comparing them takes a second at most, and grows as the square of their number
 
 _SLICE = Schema({1: ("extents", "bytes*")})
 _EXTENT = Schema({1: ("start", "int64"), 2: ("lengths", "int64*")})  # whether there is a length matters
 _ESCAPED = re.compile(rb"[\x00\xff]")
+_ESCAPE = re.compile(rb"\x00\xff|\xff\x00")
+_SLICE_KEY = re.compile(rb"\x00((?:[^\x00\xff]|\x00\xff|\xff\x00)*)\x00\x01")
 
 
 class Range(NamedTuple):
@@ -82,26 +84,56 @@ def require_partition(shape: Sequence[int], slices: Sequence[Sequence[Range]]) -
 
 
 def _require_disjoint(slices: Sequence[tuple[Range, ...]], rank: int) -> None:
-    """Go through the slices along the dimension that is cut most often, and compare each with those it can meet."""
-    if rank == 0:
-        if len(slices) > 1:
-            raise ValueError("two slices of a scalar overlap")
-        return
-    axis = max(range(rank), key=lambda axis: len({ranges[axis].start for ranges in slices}))
-    open_slices: list[tuple[Range, ...]] = []
-    for ranges in sorted(slices, key=lambda ranges: ranges[axis].start):
-        open_slices = [other for other in open_slices if other[axis].end > ranges[axis].start]
-        for other in open_slices:
-            if all(one.start < two.end and two.start < one.end for one, two in zip(ranges, other, strict=True)):
-                raise ValueError(f"slices overlap: {ranges} and {other}")
-        open_slices.append(ranges)
+    """Check that no two slices, of which none is empty, have an element in common.
+
+    Sets of slices are the bits of an integer, and ended and started ones are added up in order: to compare all pairs in
+    all dimensions would take minutes.
+    """
+    meeting = [(1 << len(slices)) - 1] * len(slices)  # of each, those it meets in the dimensions so far
+    for axis in range(rank):
+        starts, ends = [ranges[axis].start for ranges in slices], [ranges[axis].end for ranges in slices]
+        started = _below(starts, ends)
+        ended = _below([end - 1 for end in ends], starts)
+        meeting = [bits & one & ~two for bits, one, two in zip(meeting, started, ended, strict=True)]
+    for number, bits in enumerate(meeting):
+        if others := bits & ~(1 << number):
+            other = slices[others.bit_length() - 1]
+            raise ValueError(f"slices overlap: {_text(slices[number])} and {_text(other)}")
+
+
+def _below(values: Sequence[int], limits: Sequence[int]) -> list[int]:
+    """Return for each limit the bits of the values below it."""
+    ascending = sorted(range(len(values)), key=values.__getitem__)
+    below, bits, count = [0] * len(limits), 0, 0
+    for number in sorted(range(len(limits)), key=limits.__getitem__):
+        while count < len(ascending) and values[ascending[count]] < limits[number]:
+            bits |= 1 << ascending[count]
+            count += 1
+        below[number] = bits
+    return below
+
+
+def _text(ranges: Sequence[Range]) -> str:
+    return f"[{','.join(f'{each.start}:{each.end}' for each in ranges)}]"
 
 
 def slice_key(name: bytes, ranges: Sequence[Range]) -> bytes:
     """Return the key under which a table has the values of a slice of the tensor `name`."""
     escaped = _ESCAPED.sub(lambda match: b"\x00\xff" if match[0] == b"\x00" else b"\xff\x00", name)
-    numbers = b"".join(_signed(number) for each in ranges for number in each)
-    return b"\x00" + escaped + b"\x00\x01" + _unsigned(len(ranges)) + numbers
+    return b"\x00" + escaped + b"\x00\x01" + slice_code(ranges)
+
+
+def slice_code(ranges: Sequence[Range]) -> bytes:
+    """Return the part of a slice's key that comes after the name."""
+    return _unsigned(len(ranges)) + b"".join(_signed(number) for each in ranges for number in each)
+
+
+def split_slice_key(key: bytes) -> tuple[bytes, bytes] | None:
+    """Return the name and the code in a key, if it is that of a slice; a variable may be called so too."""
+    match = _SLICE_KEY.match(key)
+    if match is None:
+        return None
+    return _ESCAPE.sub(lambda escape: escape[0][:1], match[1]), key[match.end() :]
 
 
 def _unsigned(value: int) -> bytes:

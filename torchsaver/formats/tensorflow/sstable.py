@@ -24,6 +24,9 @@ FOOTER_BYTES = 48
 TRAILER_BYTES = 5  # of a block: its type and checksum
 MAGIC = bytes.fromhex("57fb808b247547db")
 _MASK_DELTA = 0xA282EAD8
+# Keys of a block to its size in the file. TensorFlow writes every 16th key whole, so that its keys have no more than 16
+# times as many bytes; keys that all share a long beginning could have any number.
+_MOST_KEY_GROWTH = 64
 _MOST_ENTRY_BYTES = 5  # of each of the three varints at the start of an entry, which are of 32 bits
 
 
@@ -54,9 +57,7 @@ def read_table(file: RegularFile) -> Iterator[tuple[bytes, bytes]]:
     """
     last: bytes | None = None
     for offset, nbytes in read_handles(file):
-        for key, value in read_block(file, offset, nbytes):
-            if last is not None and key <= last:
-                raise CorruptCheckpointError(file.path, offset, f"key {key!r} comes after {last!r}")
+        for key, value in read_block(file, offset, nbytes, last):
             last = key
             yield key, value
 
@@ -84,7 +85,7 @@ def read_index(file: RegularFile) -> list[tuple[bytes, int, int]]:
     except ValueError as error:
         raise CorruptCheckpointError(file.path, start, f"footer: {error}") from error
     blocks, total = [], 0
-    for key, value in read_block(file, offset, nbytes):
+    for key, value in _entries(file, offset, nbytes):
         try:
             (start, size), _ = _read_handle(value, 0)
         except ValueError as error:
@@ -96,13 +97,28 @@ def read_index(file: RegularFile) -> list[tuple[bytes, int, int]]:
     return blocks
 
 
-def read_block(file: RegularFile, offset: int, nbytes: int) -> list[tuple[bytes, bytes]]:
-    """Return the (key, value) entries of one block, after verifying its checksum.
+def read_block(file: RegularFile, offset: int, nbytes: int, last: bytes | None = None) -> Iterator[tuple[bytes, bytes]]:
+    """Yield the (key, value) entries of one block, after verifying its checksum.
+
+    Args:
+        file: The table.
+        offset: Where the block starts.
+        nbytes: Size of the block, as a handle has it.
+        last: The last key of the block before, if there is one.
 
     Raises:
-        CorruptCheckpointError: It lies outside the file, or is damaged.
+        CorruptCheckpointError: It lies outside the file, is damaged, or its keys do not ascend.
         UnsupportedCheckpointError: It is compressed in a way that is not known.
     """
+    for key, value in _entries(file, offset, nbytes):
+        if last is not None and key <= last:
+            raise CorruptCheckpointError(file.path, offset, f"key {key!r} comes after {last!r}")
+        last = key
+        yield key, value
+
+
+def _entries(file: RegularFile, offset: int, nbytes: int) -> Iterator[tuple[bytes, bytes]]:
+    """Yield the entries of a block, whether their keys ascend or not; errors as `read_block`."""
     if offset + nbytes + TRAILER_BYTES > file.nbytes - FOOTER_BYTES:
         raise CorruptCheckpointError(file.path, offset, f"a block of {nbytes} bytes at {offset} ends beyond the blocks")
     data = bytes(file.read(offset, nbytes + TRAILER_BYTES))
@@ -114,7 +130,7 @@ def read_block(file: RegularFile, offset: int, nbytes: int) -> list[tuple[bytes,
             file.path, f"a block is of type {data[nbytes]}; 0, plain, and 1, snappy, are known"
         )
     try:
-        return _parse_block(_PLAIN[data[nbytes]](data[:nbytes]))
+        yield from _parse_block(_PLAIN[data[nbytes]](data[:nbytes]), _MOST_KEY_GROWTH * nbytes)
     except ValueError as error:
         raise CorruptCheckpointError(file.path, offset, f"block: {error}") from error
 
@@ -123,21 +139,23 @@ def read_block(file: RegularFile, offset: int, nbytes: int) -> list[tuple[bytes,
 _PLAIN: dict[int, Callable[[bytes], bytes]] = {0: bytes, 1: snappy.decompress}
 
 
-def _parse_block(contents: bytes) -> list[tuple[bytes, bytes]]:
+def _parse_block(contents: bytes, most_key_bytes: int) -> Iterator[tuple[bytes, bytes]]:
     restarts = int.from_bytes(contents[-4:], "little")
     end = len(contents) - 4 - 4 * restarts
     if len(contents) < 4 or not restarts or end < 0:
         raise ValueError(f"{len(contents)} bytes with {restarts} restarts")
-    entries, position, key = [], 0, b""
+    position, key = 0, b""
     while position < end:
         shared, unshared, value_bytes, position = _entry_sizes(contents, position)
         value_start = position + unshared
         if shared > len(key) or value_start + value_bytes > end:
             raise ValueError(f"an entry before byte {position} reaches beyond the block or the key before it")
         key = key[:shared] + contents[position:value_start]
+        most_key_bytes -= len(key)
+        if most_key_bytes < 0:
+            raise ValueError("its keys are far longer than itself")
         position = value_start + value_bytes
-        entries.append((key, contents[value_start:position]))
-    return entries
+        yield key, contents[value_start:position]
 
 
 def _entry_sizes(contents: bytes, position: int) -> tuple[int, int, int, int]:

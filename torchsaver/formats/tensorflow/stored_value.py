@@ -94,8 +94,8 @@ def require_shape(shape: Sequence[int], key: str, path: str) -> tuple[int, ...]:
         CorruptCheckpointError: It has a negative or an absurd size.
         UnsupportedCheckpointError: It has more dimensions than torch takes.
     """
-    if min(shape, default=0) < 0 or math.prod(max(size, 1) for size in shape) > _MOST_ELEMENTS:
-        raise CorruptCheckpointError(path, 0, f"{key!r} has the shape {list(shape)[:MAX_RANK]}")
-    if len(shape) > MAX_RANK:
+    if len(shape) > MAX_RANK:  # first: the product of a million sizes takes minutes
         raise UnsupportedCheckpointError(path, f"{key!r} has {len(shape)} dimensions, and torch takes {MAX_RANK}")
+    if min(shape, default=0) < 0 or math.prod(max(size, 1) for size in shape) > _MOST_ELEMENTS:
+        raise CorruptCheckpointError(path, 0, f"{key!r} has the shape {list(shape)}")
     return tuple(shape)

@@ -16,7 +16,6 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
-from itertools import pairwise
 from types import TracebackType
 from typing import Any, NamedTuple, TypeVar
 
@@ -112,11 +111,7 @@ class V1File:
         block = self._block
         if block is None or block[0] != number:
             self._block = block = None  # or there would be two of them
-            entries = read_block(self._file, offset, nbytes)
-            for (one, _), (two, _) in pairwise(entries):
-                if one >= two:
-                    raise CorruptCheckpointError(self.path, offset, f"key {two!r} comes after {one!r}")
-            block = self._block = number, dict(entries)
+            block = self._block = number, dict(read_block(self._file, offset, nbytes))
         return block[1].get(key), offset
 
     def data_type(self, tensor: V1Tensor) -> DataType:

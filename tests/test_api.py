@@ -9,13 +9,14 @@ import pytest
 
 import torchsaver as ts
 
-PUBLIC = [getattr(ts, name) for name in ts.__all__ if name != "__version__"]
+PUBLIC = [getattr(ts, name) for name in ts.__all__ if name not in ("__version__", "transfer")]
 
 
 def test_all_is_sorted_and_is_what_the_package_has() -> None:
     assert ts.__all__ == sorted(ts.__all__)
     imported = {name for name, value in vars(ts).items() if not name.startswith("_") and not inspect.ismodule(value)}
-    assert imported == set(ts.__all__) - {"__version__"}
+    assert imported == set(ts.__all__) - {"__version__", "transfer"}
+    assert inspect.ismodule(ts.transfer)
 
 
 @pytest.mark.parametrize("thing", PUBLIC, ids=lambda thing: thing.__name__)

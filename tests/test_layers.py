@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "torchsaver"
 FLOORS = [
     {"__init__", "__main__"},
     {"cli"},
-    {"conversion", "tf_optimizers", "warm_start"},
+    {"conversion", "tf_optimizers", "warm_starting"},
     {"saver", "inspection", "transfer"},
     {"saving", "tf_saving", "restoring", "rotation", "recovery", "arguments"},
     {"reader"},

@@ -14,6 +14,7 @@ import pytest
 import torch
 from golden.driver import Model
 from golden.replay import Clock, differences
+from roundtrip import Held
 from safetensors.torch import load_file, save_file
 from torch import nn
 from variables.tf_reference import DTYPES, any_bits, content
@@ -90,6 +91,15 @@ def test_init_from_tensorflow_object_graph_finds_values_by_path_and_by_name() ->
                 init_from_checkpoint(case, {name: target})
                 assert torch.equal(target, reader.get_tensor(key))
     assert names
+
+
+def test_init_finds_a_tied_value_by_the_name_it_is_not_stored_under(tmp_path: Path) -> None:
+    tied = nn.ModuleDict({name: nn.Linear(2, 2, bias=False) for name in "ab"})
+    tied["b"].weight = tied["a"].weight
+    prefix = ts.Saver(tied).save(tmp_path / "tied")
+    target = torch.zeros(2, 2)
+    init_from_checkpoint(str(prefix), {"b.weight": target})
+    assert torch.equal(target, tied["a"].weight)
 
 
 def test_init_lets_one_value_go_into_several_variables_and_the_last_entry_win(tmp_path: Path) -> None:
@@ -542,6 +552,12 @@ def test_key_of_a_layout_that_is_taken_is_refused() -> None:
         ts.Saver({"m.weight": dense(torch.zeros(2, 2)), "m": model})
     with pytest.raises(ts.VarListError, match="'k' is the key of two values"):
         ts.Saver([("k", dense(torch.zeros(2, 2))), ("k", torch.zeros(2, 2))])
+
+
+def test_key_of_a_layout_inside_an_object_is_refused() -> None:
+    held = Held({"t": torch.zeros(2)})
+    with pytest.raises(ts.VarListError, match=r"'held\.t' is the key of two values; rename the object 'held'"):
+        ts.Saver({"held.t": dense(torch.zeros(2, 2)), "held": held})
 
 
 def test_module_beside_a_layout_of_its_weight_has_both_and_they_have_to_agree(tmp_path: Path) -> None:

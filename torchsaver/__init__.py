@@ -41,7 +41,7 @@ if typing.TYPE_CHECKING:
     from torchsaver.transfer import init_from_checkpoint
     from torchsaver.variables.collection import Collection, Variable, track
     from torchsaver.variables.restore_plan import RestoreReport
-    from torchsaver.warm_start import VocabInfo, warm_start
+    from torchsaver.warm_starting import VocabInfo, warm_start
 
 __all__ = [
     "CheckpointKeyError",
@@ -117,7 +117,7 @@ _MODULES = {
     "VarListTypeError": "errors",
     "Variable": "variables.collection",
     "VerifyReport": "inspection.reports",
-    "VocabInfo": "warm_start",
+    "VocabInfo": "warm_starting",
     "checkpoint_exists": "storage.checkpoint_files",
     "convert_checkpoint": "conversion.convert",
     "generate_checkpoint_state_proto": "storage.state_file",
@@ -140,7 +140,7 @@ _MODULES = {
     "variables_to_restore": "tf_optimizers",
     "verify_checkpoint": "inspection.verification",
     "verify_directory": "inspection.directory",
-    "warm_start": "warm_start",
+    "warm_start": "warm_starting",
 }
 
 

@@ -189,7 +189,7 @@ def test_shard_that_is_missing_or_lacks_a_key_is_named(sharded: Path) -> None:
     with pytest.raises(CorruptCheckpointError, match=r"'h\.0' is not in its shard 'pytorch_model-00002"):
         opened(str(sharded))
     second.unlink()
-    with pytest.raises(CorruptCheckpointError, match="its shard 'pytorch_model-00002-of-00002.bin' is missing"):
+    with pytest.raises(CorruptCheckpointError, match=r"its shard 'pytorch_model-00002-of-00002\.bin' is missing"):
         opened(str(sharded))
 
 

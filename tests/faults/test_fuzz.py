@@ -15,8 +15,28 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 FINDINGS = sorted((Path(__file__).parent / "fuzz" / "findings").glob("*.bin"))
-THOUSANDS = {"safetensors": 8000, "manifest": 2000, "index": 3000, "state": 5000, "statefile": 500, "directory": 200}
-EXAMPLES = {"safetensors": 150, "manifest": 150, "index": 150, "state": 200, "statefile": 60, "directory": 40}
+THOUSANDS = {
+    "safetensors": 8000,
+    "manifest": 2000,
+    "index": 3000,
+    "state": 5000,
+    "statefile": 500,
+    "directory": 200,
+    "tfbundle": 600,
+    "tfv1": 600,
+    "tfgraph": 4000,
+}
+EXAMPLES = {
+    "safetensors": 150,
+    "manifest": 150,
+    "index": 150,
+    "state": 200,
+    "statefile": 60,
+    "directory": 40,
+    "tfbundle": 60,
+    "tfv1": 60,
+    "tfgraph": 150,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +68,7 @@ def test_thousands_of_random_documents_are_documented_errors_or_survive_a_round_
         TARGETS[name].check(TARGETS[name].make(ByteChoices(random.randbytes(200))))
 
 
-@pytest.mark.parametrize("name", ["safetensors", "manifest", "index", "state"])
+@pytest.mark.parametrize("name", ["safetensors", "manifest", "index", "state", "tfgraph"])
 def test_document_of_any_bytes_is_a_documented_error_or_survives_a_round_trip(name: str) -> None:
     @_settings(200)
     @given(st.binary(max_size=300))

@@ -251,9 +251,9 @@ def test_variable_that_a_scope_lacks_may_get_its_value_in_parts() -> None:
         parts = {name: dense(attention.in_proj_weight[4 * n : 4 * n + 4]) for n, name in enumerate("qkv")}
     found = match(names, {"/": ModuleNames(model), **parts, "b": attention.in_proj_bias})
     assert (found.missing, found.unused) == ([], [])
-    del parts["v"]
-    found = match(names, {"/": ModuleNames(model), **parts, "twice": parts["q"], "b": attention.in_proj_bias})
-    assert missing(found) == {"twice": "twice", "attention.in_proj_weight": "attention.in_proj_weight"}
+    parts["v"] = dense(attention.in_proj_weight[:4])  # the first part twice, and none for the third
+    found = match(names, {"/": ModuleNames(model), **parts, "b": attention.in_proj_bias})
+    assert missing(found) == {"attention.in_proj_weight": "attention.in_proj_weight"}
 
 
 # ---- templates
@@ -334,6 +334,13 @@ def test_from_tf_lists_what_it_has_no_name_for() -> None:
         "attention.out_proj.weight": "attention/out_proj/kernel",
         "attention.in_proj_weight": "attention.in_proj_weight",
     }
+
+
+def test_from_tf_finds_a_module_that_stands_twice_under_either_path() -> None:
+    layer = nn.Linear(2, 2, bias=False)
+    for name in "ab":
+        found = match([f"{name}/kernel"], ModuleNames(nn.ModuleDict({"a": layer, "b": layer})))
+        assert (going(found), found.missing) == ({"a.weight": f"{name}/kernel"}, [])
 
 
 def test_module_is_looked_at_anew_each_time() -> None:

@@ -25,7 +25,7 @@ _MOST_DEPTH = 100
 _MOST_VALUES = 1_000_000  # a few bytes of a pickle can stand for a list of lists of lists without end
 _WINDOW_BYTES = 1 << 20
 _REFUSED = re.compile(r"GLOBAL (\S+)")
-_REMEDY = "where you trust it, torch.load() it with weights_only=False, and torch.save() its state_dict() alone"
+_REMEDY = "where you trust it, torch.load it with weights_only=False, and torch.save() its state_dict() alone"
 
 
 class TorchFile(NamedTuple):

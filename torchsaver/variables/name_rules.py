@@ -8,7 +8,8 @@ from functools import partial
 from typing import Any, TypeAlias
 
 Rule: TypeAlias = "tuple[str | re.Pattern[str], str | None]"
-Rules: TypeAlias = "Mapping[str | re.Pattern[str], str | None] | Iterable[Rule] | Callable[[str], str | None] | None"
+# Any: what a user keeps in a variable, {re.compile(..): ..} say, is no Mapping of a union to a type checker.
+Rules: TypeAlias = "Mapping[Any, str | None] | Iterable[tuple[Any, str | None]] | Callable[[str], str | None] | None"
 SCOPE_ENDS = ("/", ".")
 
 

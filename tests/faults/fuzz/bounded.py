@@ -84,7 +84,24 @@ def _recover(directory: str) -> dict[str, Any]:
     return {"newest": torchsaver.newest_valid_checkpoint(directory)}
 
 
-_ACTIONS = {"file": _open_file, "state": _open_state, "recover": _recover}
+def _open_tensorflow(directory: str) -> dict[str, Any]:
+    """Go through every door of the TensorFlow checkpoint `m`, and return the shapes of some of what was read."""
+    import torch
+
+    import torchsaver
+    from torchsaver import transfer
+
+    transfer.plan_transfer(f"{directory}/m", {"w": torch.zeros(2)})
+    torchsaver.verify_checkpoint(f"{directory}/m")
+    with torchsaver.load_checkpoint(f"{directory}/m") as reader:
+        reader.object_graph()
+        reader.get_variable_to_shape_map()
+        reader.debug_string()
+        reader.verify()
+        return {key: list(reader.get_tensor(key).shape) for key in reader.keys()[:100]}
+
+
+_ACTIONS = {"file": _open_file, "state": _open_state, "recover": _recover, "tensorflow": _open_tensorflow}
 
 
 def _measured(action: str, directory: str) -> dict[str, Any]:

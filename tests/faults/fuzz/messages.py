@@ -57,7 +57,7 @@ def damage(message: Message, choices: Choices) -> Message:
         elif kind == 2:
             del message[position]
         elif kind == 3:
-            message[position] = pick(choices, (number + 1, number - 1, 0, 2**29)), value
+            message[position] = pick(choices, (number + 1, max(number - 1, 0), 0, 2**29)), value
         elif kind == 4:
             message.append(message.pop(position))
         elif isinstance(value, Message):

@@ -23,18 +23,21 @@ import torchsaver as ts
 from torchsaver import transfer
 from torchsaver.errors import CheckpointKeyError, TorchSaverError, UnsupportedCheckpointError
 from torchsaver.formats.checksum import crc32c
+from torchsaver.formats.regular_file import RegularFile
 from torchsaver.formats.tensor_bytes import byte_view
 from torchsaver.formats.tensorflow.data_types import DATA_TYPES, STRING
 from torchsaver.formats.tensorflow.object_graph import ObjectGraph, parse_object_graph
 from torchsaver.formats.tensorflow.slices import parse_slice, slice_key
-from torchsaver.formats.tensorflow.sstable import masked
+from torchsaver.formats.tensorflow.sstable import masked, read_table
 from torchsaver.formats.tensorflow.stored_value import key_bytes
+from torchsaver.formats.tensorflow.wire import Schema, parse_message
 from torchsaver.inspection.description import describe_checkpoint
 from torchsaver.open_checkpoint import open_checkpoint
 from torchsaver.reader import CheckpointReader
 
 MOST_SECS = 2  # of the process's own time
 MOST_MB = 500  # more than what there was before
+_HEADER = Schema({1: ("num_shards", "int64"), 2: ("endianness", "int64")})
 
 
 def _within_limits(check: Callable[[bytes], bool]) -> Callable[[bytes], bool]:
@@ -131,7 +134,11 @@ def _raw(value: Any) -> Any:
 
 def _check_other_doors(prefix: str, values: dict[str, Any], *, is_verified: bool) -> None:
     """Verifying, describing and planning agree with reading, or end in documented errors."""
-    report = ts.verify_checkpoint(prefix)
+    try:
+        report = ts.verify_checkpoint(prefix)
+    except UnsupportedCheckpointError:  # which it lets through, of a V1 file: a block of values of an unknown type
+        assert not is_verified
+        return
     failed = [value for value in values.values() if isinstance(value, Exception)]
     if report.verdict == "valid":
         assert is_verified
@@ -144,8 +151,12 @@ def _check_other_doors(prefix: str, values: dict[str, Any], *, is_verified: bool
             _attempt(describe_checkpoint, checkpoint, key)
     dense = torch.nn.Linear(2, 3)
     for assignment_map in ({"dense/": transfer.from_tf(dense)}, {"w": torch.zeros(2)}, dense):
-        plan = _attempt(transfer.plan_transfer, prefix, assignment_map)
-        assert isinstance(plan, Exception) or str(plan)
+        try:
+            assert str(transfer.plan_transfer(prefix, assignment_map))
+        except DOCUMENTED:
+            continue
+        except ValueError as error:
+            assert "both have a value" in str(error)  # noqa: PT017  # two keys that from_tf has one variable for
     target = torch.full((2,), 7.0)
     if isinstance(_attempt(ts.Saver({"w": target}).restore, prefix), Exception):
         assert (target == 7).all()
@@ -165,18 +176,18 @@ def _check_wanted(wanted: dict[str, Any], values: dict[str, Any]) -> None:
 
 def _check_against_index(prefix: str, values: dict[str, Any]) -> None:
     """Numbers of torch's own bytes are those where the index says, and have its checksum."""
-    entries = bundles.entries(f"{prefix}.index")
-    header = entries.pop(b"")
+    table = dict(read_table(RegularFile(f"{prefix}.index")))
+    header = parse_message(table[b""], _HEADER)
     for key, value in values.items():
         name = key_bytes(key)
-        if isinstance(value, torch.Tensor) and name is not None and not header["endianness"]:
-            data_type = DATA_TYPES[entries[name]["dtype"]]
+        if isinstance(value, torch.Tensor) and name in table and not header["endianness"]:
+            data_type = DATA_TYPES[parse_message(table[name], bundles.ENTRY)["dtype"]]
             if data_type.stored:
-                assert _raw(value) == _second_reading(prefix, header["num_shards"], entries, name), key
+                assert _raw(value) == _second_reading(prefix, header["num_shards"], table, name), key
 
 
-def _second_reading(prefix: str, count: int, entries: dict[bytes, dict[str, Any]], name: bytes) -> bytes:
-    entry = entries[name]
+def _second_reading(prefix: str, count: int, table: dict[bytes, bytes], name: bytes) -> bytes:
+    entry = parse_message(table[name], bundles.ENTRY)
     if not entry["slices"]:
         with open(f"{prefix}.data-{entry['shard']:05d}-of-{count:05d}", "rb") as file:
             file.seek(entry["offset"])
@@ -188,7 +199,7 @@ def _second_reading(prefix: str, count: int, entries: dict[bytes, dict[str, Any]
     written = np.zeros(whole.shape, int)
     for each in entry["slices"]:
         ranges = parse_slice(each)
-        part = np.frombuffer(_second_reading(prefix, count, entries, slice_key(name, ranges)), whole.dtype)
+        part = np.frombuffer(_second_reading(prefix, count, table, slice_key(name, ranges)), whole.dtype)
         index = tuple(slice(r.start, None if r.length < 0 else r.end) for r in ranges)
         whole[index] = part.reshape(whole[index].shape)
         written[index] += 1

@@ -11,7 +11,8 @@ from corpus import CORPUS, CORRUPT
 from torchsaver.errors import CorruptCheckpointError
 from torchsaver.formats.checksum import crc32c
 from torchsaver.formats.regular_file import RegularFile
-from torchsaver.formats.tensorflow.sstable import FOOTER_BYTES, has_magic, masked, read_handles, read_table
+from torchsaver.formats.tensorflow.sstable import FOOTER_BYTES, MAGIC, has_magic, masked, read_handles, read_table
+from torchsaver.formats.tensorflow.wire import format_varint
 
 # Cases whose every key is a tensor as a whole: partitioned ones have a key for each slice too.
 PLAIN = [case for case in corpus.CASES if corpus.expected(case)["kind"] == "v2" and "partitioned" not in case]
@@ -97,3 +98,21 @@ def test_magic_tells_a_table_from_other_files(tmp_path: Path) -> None:
     other.write_bytes(b"x" * 100)
     assert not has_magic(RegularFile(str(other)))
     assert has_magic(RegularFile(str(_index("v2_dict"))))
+
+
+def test_keys_far_longer_than_their_block_are_refused(tmp_path: Path) -> None:
+    """All but the first share a long beginning, and with no whole one after it there could be any number of them."""
+    path = tmp_path / "m.index"
+    for count, is_refused in ((60, False), (20_000, True)):
+        entries = b"\x00\x90\x4e\x00" + b"a" * 10_000  # shared, unshared (10000), value size
+        entries += b"".join(b"\x90\x4e\x05\x00%05d" % number for number in range(count))
+        blocks = [entries, b"\x00\x01\x08b\x00" + format_varint(len(entries) + 8).ljust(7, b"\x00")]
+        contents = [each + bytes(4) + b"\x01\x00\x00\x00" for each in blocks]
+        data, index = (each + b"\x00" + masked(crc32c(each + b"\x00")).to_bytes(4, "little") for each in contents)
+        handles = b"\x00\x00" + format_varint(len(data)) + format_varint(len(contents[1]))
+        path.write_bytes(data + index + handles.ljust(40, b"\x00") + MAGIC)
+        if is_refused:
+            with pytest.raises(CorruptCheckpointError, match="far longer"):
+                _table(path)
+        else:
+            assert len(_table(path)) == count + 1

@@ -6,7 +6,7 @@ import math
 import threading
 from collections.abc import Sequence
 
-from torchsaver.errors import CorruptCheckpointError
+from torchsaver.errors import CorruptCheckpointError, UnsupportedCheckpointError
 from torchsaver.formats.checksum import crc32c
 from torchsaver.formats.chunks import Chunk
 from torchsaver.formats.manifest import Manifest
@@ -25,6 +25,7 @@ from torchsaver.formats.tensorflow.stored_value import (
     require_shape,
 )
 from torchsaver.formats.tensorflow.v1 import V1File, V1Tensor, open_v1
+from torchsaver.formats.tensorflow.v1_values import is_number
 
 
 class V1Values(ValueFile):
@@ -78,9 +79,12 @@ class V1Values(ValueFile):
                 self._values(spec)
 
     def checksums(self, specs: Sequence[TensorSpec], chunks: Sequence[Chunk] | None = None) -> list[int]:
-        """Return the CRC-32C of slices' values; errors as `verify`."""
+        """Return the CRC-32C of slices' values, of strings one after the other; errors as `verify`."""
         del chunks
-        return [crc32c(self._values(spec)) for spec in specs]
+        return [
+            crc32c(b"".join(self.read_texts(spec)) if spec.dtype == STRING.name else self._values(spec))
+            for spec in specs
+        ]
 
     def fileno(self) -> int:
         """Return the descriptor, which stays the file's."""
@@ -140,6 +144,8 @@ class V1Checkpoint:
     def _value(self, key: str, tensor: V1Tensor) -> StoredValue:
         path = self.paths[0]
         data_type = known_type(tensor.type_number, key, path)
+        if data_type != STRING and not is_number(data_type):
+            raise UnsupportedCheckpointError(path, f"{key!r} is {data_type.debug_name}, which V1 has no place for")
         shape = require_shape(tensor.shape, key, path)
         slices = self._v1.slices_of(tensor.name)
         try:

@@ -20,7 +20,7 @@ from variables.tf_reference import DTYPES, any_bits, content
 
 import torchsaver as ts
 from torchsaver.transfer import Concat, dense
-from torchsaver.warm_start import VocabInfo, warm_start
+from torchsaver.warm_starting import VocabInfo, warm_start
 
 OLD, NEW = ["a", "b", "c", "d"], ["c", "x", "a", "y"]
 EMB = torch.arange(8.0).reshape(4, 2) + 10

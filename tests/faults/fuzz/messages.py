@@ -75,7 +75,8 @@ def _other(value: Value, choices: Choices) -> Value:
     if isinstance(value, bytes) and not isinstance(value, Fixed) and kind < 3:
         return pick(choices, (*TEXTS, value + b"x", value[:-1], value * 2))
     if kind == 7:
-        return pick(choices, (Message(), b"", Fixed(bytes(4)), Fixed(b"\xff" * 8), 0))
+        others: tuple[Value, ...] = (Message(), b"", Fixed(bytes(4)), Fixed(b"\xff" * 8), 0)
+        return pick(choices, others)
     return pick(choices, NUMBERS)
 
 

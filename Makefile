@@ -4,15 +4,17 @@
 # make fuzz    fuzz every reader of files with atheris: 10 minutes, or SECONDS=7200
 # make faults  faults at system calls of real processes, a sample in three minutes; needs strace (tests/faults/README.md)
 # make faults-full [SEED=1]   all of them, in three quarters of an hour
+# make interop   with real TensorFlow, which it installs for itself the first time (tests/interop/README.md)
 # make bench   beside other libraries and the machine's limits, small models in two minutes (tests/benchmarks/README.md)
 # make bench-full   the models that the results in the README are of, in 25 minutes; root makes files cold for certain
+# make bench-tensorflow   reading TensorFlow's checkpoints beside TensorFlow; BENCH_TF_PYTHON names a Python that has it
 
 PYTHON ?= python3
 BIN := .venv/bin
 SECONDS ?= 600
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check faults faults-full fuzz interop bench bench-full format clean
+.PHONY: demo test check faults faults-full fuzz interop bench bench-full bench-tensorflow format clean
 
 demo: .venv/installed
 	$(BIN)/python examples/tf_guide.py
@@ -62,6 +64,9 @@ interop:
 
 bench: .venv/bench
 	PYTHONPATH=tests $(BIN)/python -m benchmarks --mode quick
+
+bench-tensorflow: .venv/bench
+	PYTHONPATH=tests $(BIN)/python -m benchmarks.tensorflow_reading
 
 bench-full: .venv/bench
 	PYTHONPATH=tests $(BIN)/python -m benchmarks --mode full

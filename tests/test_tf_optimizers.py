@@ -17,7 +17,7 @@ from torch import nn
 import torchsaver as ts
 from torchsaver import transfer
 from torchsaver.tf_optimizers import restore_optimizer, tf_epsilon, variables_to_restore
-from torchsaver.variables.tf_steps import steps_of_powers
+from torchsaver.variables.tensorflow.steps import steps_of_powers
 
 RECORDED = Path(__file__).parent / "data" / "tf_optimizers"
 CASES = json.loads((RECORDED / "recorded.json").read_text())

@@ -20,7 +20,7 @@ from torchsaver.formats.tensor_file import TensorFile
 from torchsaver.reader import CheckpointReader
 from torchsaver.stored_tensor import StoredTensor
 from torchsaver.variables import objects
-from torchsaver.variables.layouts import Layout
+from torchsaver.variables.mapping.layouts import Layout
 from torchsaver.variables.restore_plan import Checkpoint, RestorePlan, RestoreReport, plan_restore
 from torchsaver.variables.state_tree import tensor_keys, unflatten
 from torchsaver.variables.var_list import Slots

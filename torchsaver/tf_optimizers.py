@@ -18,13 +18,13 @@ import torch
 from torchsaver.errors import CheckpointKeyError, MismatchError, nearest_keys
 from torchsaver.reader import CheckpointReader, load_checkpoint
 from torchsaver.transfer import map_names, names_of, restore_links
-from torchsaver.variables.name_map import AssignmentMap, Link, Match, match_names
-from torchsaver.variables.name_tables import Target, tensors_of
+from torchsaver.variables.mapping.name_map import AssignmentMap, Link, Match, match_names
+from torchsaver.variables.mapping.name_tables import Target, tensors_of
 from torchsaver.variables.restore_plan import RestoreReport
-from torchsaver.variables.tf_epsilon import TFEpsilon, step_tensor
-from torchsaver.variables.tf_slots import FieldNames, Slot, SlotFinder, optimizer_fields
-from torchsaver.variables.tf_state import OptimizerStates, ParameterState, names_in, with_tensors
-from torchsaver.variables.tf_steps import steps_of_powers
+from torchsaver.variables.tensorflow.epsilon import TFEpsilon, step_tensor
+from torchsaver.variables.tensorflow.slots import FieldNames, Slot, SlotFinder, optimizer_fields
+from torchsaver.variables.tensorflow.state import OptimizerStates, ParameterState, names_in, with_tensors
+from torchsaver.variables.tensorflow.steps import steps_of_powers
 
 _MOST_NEAREST = 10  # finding names that look alike is slow, and nobody reads more
 __all__ = ["TFEpsilon", "restore_optimizer", "tf_epsilon", "variables_to_restore"]

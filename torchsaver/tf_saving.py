@@ -19,7 +19,7 @@ from torchsaver.formats.tensorflow.data_types import BY_TORCH_NAME, STRING, Data
 from torchsaver.formats.tensorflow.slices import Range
 from torchsaver.storage import paths
 from torchsaver.storage.bundle_files import write_bundle
-from torchsaver.variables.layouts import Layout
+from torchsaver.variables.mapping.layouts import Layout
 from torchsaver.variables.var_list import Problems
 
 Given: TypeAlias = "torch.Tensor | Layout | np.ndarray[Any, Any]"

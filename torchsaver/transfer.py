@@ -16,14 +16,12 @@ from torchsaver import restoring
 from torchsaver.errors import MismatchError, nearest_keys
 from torchsaver.reader import CheckpointReader, load_checkpoint
 from torchsaver.restoring import PreparedRestore
-from torchsaver.variables.joins import Concat, Single, Stack, Sum
-from torchsaver.variables.layouts import Layout, Transform, identity
-from torchsaver.variables.name_map import AssignmentMap, Link, Match, match_names
-from torchsaver.variables.name_rules import Rules
-from torchsaver.variables.name_tables import ModuleNames, Target
-from torchsaver.variables.restore_plan import RestoreReport, plan_restore
-from torchsaver.variables.tf_modules import basic_lstm_layouts, module_layouts, rnn_layouts
-from torchsaver.variables.transforms import (
+from torchsaver.variables.mapping.joins import Concat, Single, Stack, Sum
+from torchsaver.variables.mapping.layouts import Layout, Transform, identity
+from torchsaver.variables.mapping.name_map import AssignmentMap, Link, Match, match_names
+from torchsaver.variables.mapping.name_rules import Rules
+from torchsaver.variables.mapping.name_tables import ModuleNames, Target
+from torchsaver.variables.mapping.transforms import (
     conv,
     conv_transpose,
     dense,
@@ -35,6 +33,8 @@ from torchsaver.variables.transforms import (
     parse_transform,
     pointwise,
 )
+from torchsaver.variables.restore_plan import RestoreReport, plan_restore
+from torchsaver.variables.tensorflow.modules import basic_lstm_layouts, module_layouts, rnn_layouts
 from torchsaver.variables.var_list import Slots
 
 __all__ = [

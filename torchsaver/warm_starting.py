@@ -21,10 +21,10 @@ from torchsaver.formats.regular_file import read_regular
 from torchsaver.reader import CheckpointReader, load_checkpoint
 from torchsaver.storage import paths
 from torchsaver.transfer import restore_links
-from torchsaver.variables.joins import cat, reshaped
-from torchsaver.variables.layouts import Layout, Transform, identity
-from torchsaver.variables.name_map import Link
-from torchsaver.variables.name_tables import Target, tensors_of
+from torchsaver.variables.mapping.joins import cat, reshaped
+from torchsaver.variables.mapping.layouts import Layout, Transform, identity
+from torchsaver.variables.mapping.name_map import Link
+from torchsaver.variables.mapping.name_tables import Target, tensors_of
 from torchsaver.variables.restore_plan import RestoreReport
 from torchsaver.variables.var_list import Slots, read_var_list, resolve
 

@@ -22,7 +22,7 @@ from benchmarks.settings import find_interpreter
 
 _SHAPES = [(30522, 768), *[(768, 768)] * 150, *[(768, 3072)] * 65, *[(768,)] * 428]  # much like BERT's
 _KEYS = 6000
-_CALLS = 5  # of each kind in a process
+CALLS = 5  # of each kind in a process
 _WORKER = """
 import json, sys, time
 {start}
@@ -70,14 +70,15 @@ def measure(prefixes: Sequence[str], turns: int, say: Callable[[str], object]) -
     for turn in range(turns):
         for side in list(_SIDES)[:: 1 if turn % 2 else -1]:
             say(f"turn {turn + 1} of {turns}: {side}")
-            for what, times in _run(side, prefixes).items():
+            for what, times in run(side, prefixes).items():
                 found.setdefault(what, {}).setdefault(side, []).extend(times)
     return found
 
 
-def _run(side: str, prefixes: Sequence[str]) -> dict[str, list[float]]:
+def run(side: str, prefixes: Sequence[str]) -> dict[str, list[float]]:
+    """Return {what: seconds of each call} of one side, in a fresh process."""
     python = sys.executable if side == "torchsaver" else find_interpreter("tensorflow")
-    code = _WORKER.format(start=_SIDES[side], calls=_CALLS)
+    code = _WORKER.format(start=_SIDES[side], calls=CALLS)
     done = subprocess.run([python, "-c", code, *prefixes], capture_output=True, text=True, check=True, timeout=600)
     times: dict[str, list[float]] = json.loads(done.stdout.splitlines()[-1])
     return times
@@ -104,7 +105,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="torchsaver-benchmark-") as directory:
         prefixes = make_checkpoints(directory, arguments.scale)
         found = measure(prefixes, arguments.turns, lambda line: print(line, file=sys.stderr))
-        print(f"{machine.describe(directory)}; medians of {_CALLS * arguments.turns} calls (fastest-slowest)\n")
+        print(f"{machine.describe(directory)}; medians of {CALLS * arguments.turns} calls (fastest-slowest)\n")
         print("\n".join(table(found)))
 
 

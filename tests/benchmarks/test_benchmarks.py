@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import comparison, figures, files, modes, report, tables, workloads
+from benchmarks import comparison, figures, files, modes, report, tables, tensorflow_reading, workloads
 from benchmarks.__main__ import main
 from benchmarks.chart import ChartError, draw_chart, panels
 from benchmarks.errors import PeerError
@@ -291,3 +291,15 @@ def test_run_of_toy_size_times_and_checks_every_row(tmp_path: Path, capsys: pyte
         assert all(restore[how]["seconds"][0] > 0 for restore in row["restores"] for how in ("cold", "warm"))
     assert "| strided | durable save | **torchsaver** |" in capsys.readouterr().out
     assert not [name for name in os.listdir(tmp_path / "files") if not name.endswith(".log")]
+
+
+def test_reading_tensorflow_s_checkpoints_prints_medians_and_their_ratio() -> None:
+    found = {"read": {"TensorFlow": [0.4, 0.2, 0.3], "torchsaver": [0.1, 0.15, 0.2]}}
+    assert tensorflow_reading.table(found)[-1] == "| read | 150.0 (100.0-200.0) | 300.0 (200.0-400.0) | 0.50 |"
+
+
+def test_reading_tensorflow_s_checkpoints_is_timed_in_a_fresh_process(tmp_path: Path) -> None:
+    prefixes = tensorflow_reading.make_checkpoints(str(tmp_path), scale=0.002)
+    times = tensorflow_reading.run("torchsaver", prefixes)
+    assert set(map(len, times.values())) == {tensorflow_reading.CALLS}
+    assert "read 1 GB" in times

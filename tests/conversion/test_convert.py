@@ -19,7 +19,7 @@ from torchsaver.conversion.convert import Conversion, convert_checkpoint, read_r
 from torchsaver.conversion.plan import ConversionError, Format
 from torchsaver.errors import UnsupportedCheckpointError
 from torchsaver.inspection.reports import Progress
-from torchsaver.variables.rules_file import parse_rules
+from torchsaver.variables.mapping.rules_file import parse_rules
 
 
 def written_rules(path: Path, text: str) -> Any:

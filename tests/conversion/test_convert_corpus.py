@@ -17,7 +17,7 @@ from torchsaver.conversion.convert import convert_checkpoint
 from torchsaver.conversion.plan import ConversionError, Format
 from torchsaver.formats.tensorflow.data_types import DATA_TYPES
 from torchsaver.formats.tensorflow.stored_value import key_text
-from torchsaver.variables.rules_file import parse_rules
+from torchsaver.variables.mapping.rules_file import parse_rules
 
 STRINGS, GRAPH = "strings, which safetensors cannot hold", "the graph of TensorFlow's objects"
 VARIANT = "a variant, the state of a TensorFlow object"

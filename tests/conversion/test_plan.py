@@ -14,7 +14,7 @@ from torchsaver.conversion.source import Source, Value
 from torchsaver.errors import VarListError
 from torchsaver.formats.manifest import Manifest
 from torchsaver.formats.tensor_bytes import dtype_text
-from torchsaver.variables.rules_file import ConversionRules, parse_rules
+from torchsaver.variables.mapping.rules_file import ConversionRules, parse_rules
 
 
 def value(key: str, tensor: torch.Tensor | None = None, *aliases: str, problem: str = "") -> Value:

@@ -14,7 +14,7 @@ from torch import nn
 
 import torchsaver as ts
 from torchsaver import transfer
-from torchsaver.variables.name_rules import Rules
+from torchsaver.variables.mapping.name_rules import Rules
 
 GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 RULES: Rules = {re.compile(r"gru_cell/"): ""}

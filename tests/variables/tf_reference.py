@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from torchsaver.formats.tensor_bytes import TORCH_DTYPES, row_major_bytes
-from torchsaver.variables.layouts import Layout
+from torchsaver.variables.mapping.layouts import Layout
 
 # Every dtype but float4, of which two values share a byte.
 DTYPES = [dtype for name, dtype in TORCH_DTYPES.items() if name != "F4"] + [torch.complex128]

@@ -25,7 +25,7 @@ from torchsaver.inspection.reports import Progress
 from torchsaver.storage import paths
 from torchsaver.storage.bundle_files import write_bundle
 from torchsaver.storage.checkpoint_files import StagedCheckpoint, make_ready
-from torchsaver.variables.rules_file import ConversionRules, parse_rules
+from torchsaver.variables.mapping.rules_file import ConversionRules, parse_rules
 
 FORMATS: tuple[Format, ...] = ("safetensors", "tf")
 

@@ -16,8 +16,8 @@ from torchsaver.formats.manifest import Manifest
 from torchsaver.formats.tensor_bytes import why_not_storable
 from torchsaver.formats.tensorflow.data_types import BY_TORCH_NAME, STRING
 from torchsaver.formats.tensorflow.stored_value import key_bytes
-from torchsaver.variables.layouts import Transform, identity
-from torchsaver.variables.rules_file import ConversionRules
+from torchsaver.variables.mapping.layouts import Transform, identity
+from torchsaver.variables.mapping.rules_file import ConversionRules
 from torchsaver.variables.var_list import RESERVED_KEY
 from torchsaver.version import __version__
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from torchsaver.variables.collection import current_collection, name_of
-from torchsaver.variables.layouts import Layout
+from torchsaver.variables.mapping.layouts import Layout
 
 
 @dataclass(frozen=True)

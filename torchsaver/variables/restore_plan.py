@@ -14,7 +14,7 @@ import torch
 
 from torchsaver.errors import CorruptCheckpointError, MismatchError, SkippedCheckpoint, nearest_keys
 from torchsaver.formats.tensor_bytes import dtype_text, why_not_writable
-from torchsaver.variables.layouts import Layout
+from torchsaver.variables.mapping.layouts import Layout
 from torchsaver.variables.state_tree import tensor_keys
 from torchsaver.variables.var_list import Slots
 

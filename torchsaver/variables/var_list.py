@@ -15,7 +15,7 @@ import torch
 from torchsaver.errors import VarListError, VarListTypeError
 from torchsaver.formats.json_text import is_unicode
 from torchsaver.variables.collection import Collection, current_collection
-from torchsaver.variables.layouts import Layout
+from torchsaver.variables.mapping.layouts import Layout
 from torchsaver.variables.places import Place, PlacedLayout, Places, join_key, named_tensors
 
 RESERVED_KEY = "__metadata__"  # safetensors' own: a tensor of that name makes a file nobody can read

@@ -15,10 +15,18 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 
 from torchsaver.errors import nearest_keys
-from torchsaver.variables.joins import Concat
-from torchsaver.variables.layouts import Layout, identity
-from torchsaver.variables.name_rules import SCOPE_ENDS, expand, read_function
-from torchsaver.variables.name_tables import ModuleNames, Table, Target, Wanted, collection_names, own_names, tensors_of
+from torchsaver.variables.mapping.joins import Concat
+from torchsaver.variables.mapping.layouts import Layout, identity
+from torchsaver.variables.mapping.name_rules import SCOPE_ENDS, expand, read_function
+from torchsaver.variables.mapping.name_tables import (
+    ModuleNames,
+    Table,
+    Target,
+    Wanted,
+    collection_names,
+    own_names,
+    tensors_of,
+)
 
 AssignmentMap: TypeAlias = "Mapping[Any, Any] | Iterable[tuple[Any, Any]] | torch.nn.Module | ModuleNames"
 

@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 import torch
 
-from torchsaver.variables.joins import Join, Single
+from torchsaver.variables.mapping.joins import Join, Single
 
 Rearrangement: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 import torchsaver as ts
-from torchsaver.variables.joins import Concat
-from torchsaver.variables.layouts import Layout
-from torchsaver.variables.name_map import Match, match_names
-from torchsaver.variables.name_tables import ModuleNames, tensors_of
-from torchsaver.variables.transforms import dense
+from torchsaver.variables.mapping.joins import Concat
+from torchsaver.variables.mapping.layouts import Layout
+from torchsaver.variables.mapping.name_map import Match, match_names
+from torchsaver.variables.mapping.name_tables import ModuleNames, tensors_of
+from torchsaver.variables.mapping.transforms import dense
 
 
 def match(names: Any, assignment_map: Any) -> Match:

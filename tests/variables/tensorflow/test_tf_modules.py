@@ -12,9 +12,9 @@ from torch import nn
 from variables import tf_reference as tf
 from variables.tf_reference import load, load_all, numbers
 
-from torchsaver.variables.layouts import Layout
-from torchsaver.variables.tf_modules import basic_lstm_layouts, module_layouts, rnn_layouts
-from torchsaver.variables.transforms import dense, flatten
+from torchsaver.variables.mapping.layouts import Layout
+from torchsaver.variables.mapping.transforms import dense, flatten
+from torchsaver.variables.tensorflow.modules import basic_lstm_layouts, module_layouts, rnn_layouts
 
 
 def _described(module: nn.Module) -> dict[str, str]:

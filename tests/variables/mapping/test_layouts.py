@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from variables.tf_reference import DTYPES, any_bits, content
 
 from torchsaver.formats.tensor_bytes import byte_view
-from torchsaver.variables.joins import Concat, Join, Single, Stack, Sum
-from torchsaver.variables.layouts import Layout, identity
-from torchsaver.variables.transforms import conv, dense, gates
+from torchsaver.variables.mapping.joins import Concat, Join, Single, Stack, Sum
+from torchsaver.variables.mapping.layouts import Layout, identity
+from torchsaver.variables.mapping.transforms import conv, dense, gates
 
 JOINS: dict[str, tuple[Join, list[tuple[int, ...]], tuple[int, ...]]] = {
     "single": (Single(), [(2, 3)], (2, 3)),
@@ -63,8 +63,8 @@ def test_layout_of_a_meta_value_gives_shapes_without_reading(name: str) -> None:
 def test_layout_of_a_meta_value_imports_no_more_of_torch() -> None:
     program = """
 import sys, torch
-from torchsaver.variables.tf_modules import basic_lstm_layouts, rnn_layouts
-from torchsaver.variables.transforms import dense, flatten
+from torchsaver.variables.tensorflow.modules import basic_lstm_layouts, rnn_layouts
+from torchsaver.variables.mapping.transforms import dense, flatten
 layouts = [dense.then(flatten(2, 2, 1))(torch.zeros(3, 4)), *rnn_layouts(torch.nn.GRU(2, 3)).values()]
 layouts += basic_lstm_layouts(torch.nn.LSTM(2, 3)).values()
 before = set(sys.modules)
@@ -72,7 +72,7 @@ for layout in layouts:
     layout.from_stored(torch.empty(layout.stored_shape(), device="meta"))
 assert set(sys.modules) == before, set(sys.modules) - before
 """
-    subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parents[2])
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parents[3])
 
 
 def test_layout_of_one_tensor_is_a_view_both_ways() -> None:

@@ -15,8 +15,8 @@ from functools import partial
 
 import torch
 
-from torchsaver.variables.joins import cat, reshaped
-from torchsaver.variables.layouts import Transform, identity
+from torchsaver.variables.mapping.joins import cat, reshaped
+from torchsaver.variables.mapping.layouts import Transform, identity
 
 _PACKED = getattr(torch, "float4_e2m1fn_x2", None)  # torch 2.8 has it
 

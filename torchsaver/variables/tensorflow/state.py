@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from torchsaver.formats.tensor_bytes import span
-from torchsaver.variables.joins import Sum
-from torchsaver.variables.layouts import Layout
-from torchsaver.variables.name_map import Match
-from torchsaver.variables.name_tables import Target, tensors_of
-from torchsaver.variables.tf_slots import Fields, group_fields, optimizer_fields
+from torchsaver.variables.mapping.joins import Sum
+from torchsaver.variables.mapping.layouts import Layout
+from torchsaver.variables.mapping.name_map import Match
+from torchsaver.variables.mapping.name_tables import Target, tensors_of
+from torchsaver.variables.tensorflow.slots import Fields, group_fields, optimizer_fields
 
 
 @dataclass(eq=False)

@@ -7,9 +7,9 @@ from typing import NamedTuple, TypeAlias
 
 import torch
 
-from torchsaver.variables.layouts import Layout
-from torchsaver.variables.name_rules import Rules, read_rules
-from torchsaver.variables.tf_modules import module_layouts
+from torchsaver.variables.mapping.layouts import Layout
+from torchsaver.variables.mapping.name_rules import Rules, read_rules
+from torchsaver.variables.tensorflow.modules import module_layouts
 from torchsaver.variables.var_list import Slots, read_var_list, resolve
 
 Target: TypeAlias = "torch.Tensor | Layout"

@@ -8,9 +8,9 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
-from torchsaver.variables.joins import Concat, Join, Stack, Sum
-from torchsaver.variables.layouts import Layout, Transform, identity
-from torchsaver.variables.transforms import conv, conv_transpose, dense, depthwise, gates
+from torchsaver.variables.mapping.joins import Concat, Join, Stack, Sum
+from torchsaver.variables.mapping.layouts import Layout, Transform, identity
+from torchsaver.variables.mapping.transforms import conv, conv_transpose, dense, depthwise, gates
 
 Leaves: TypeAlias = "dict[str, torch.Tensor | Layout]"
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from torchsaver.variables.tf_slots import group_fields, optimizer_fields
+from torchsaver.variables.tensorflow.slots import group_fields, optimizer_fields
 
 
 def step_tensor(group: Mapping[str, Any], parameter: torch.Tensor, step: int) -> torch.Tensor:

@@ -17,9 +17,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from torchsaver.variables.layouts import Transform
-from torchsaver.variables.name_rules import SCOPE_ENDS, Rule, read_rules
-from torchsaver.variables.transforms import parse_transform
+from torchsaver.variables.mapping.layouts import Transform
+from torchsaver.variables.mapping.name_rules import SCOPE_ENDS, Rule, read_rules
+from torchsaver.variables.mapping.transforms import parse_transform
 
 if sys.version_info >= (3, 11):
     import tomllib

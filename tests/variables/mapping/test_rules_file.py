@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from torchsaver.variables.layouts import identity
-from torchsaver.variables.rules_file import ConversionRules, parse_rules
+from torchsaver.variables.mapping.layouts import identity
+from torchsaver.variables.mapping.rules_file import ConversionRules, parse_rules
 
 
 def renamed(text: str, *names: str) -> list[str | None]:

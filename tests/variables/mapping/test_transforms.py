@@ -15,9 +15,9 @@ from torch.nn import functional
 from variables import tf_reference as tf
 from variables.tf_reference import DTYPES, any_bits, content, load, numbers, to_channels_first, to_channels_last
 
-from torchsaver.variables.joins import Concat
-from torchsaver.variables.layouts import Transform, identity
-from torchsaver.variables.transforms import (
+from torchsaver.variables.mapping.joins import Concat
+from torchsaver.variables.mapping.layouts import Transform, identity
+from torchsaver.variables.mapping.transforms import (
     TRANSFORMS,
     conv,
     conv_transpose,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from torchsaver.variables.name_rules import expand, read_rules
+from torchsaver.variables.mapping.name_rules import expand, read_rules
 
 
 def renamed(rules: Any, *names: str) -> list[str | None]:

@@ -72,8 +72,9 @@ def test_destination_that_is_a_directory_is_refused(source: str, tmp_path: Path)
     (tmp_path / "m.index").mkdir()
     for to in FORMATS:
         for name in ("dir", "m"):
-            with pytest.raises(IsADirectoryError):
-                convert_checkpoint(source, tmp_path / name, to=to, overwrite=True)
+            for dry_run in (True, False):
+                with pytest.raises(IsADirectoryError):
+                    convert_checkpoint(source, tmp_path / name, to=to, overwrite=True, dry_run=dry_run)
     convert_checkpoint(source, tmp_path / "dir.safetensors")  # a prefix that a directory has too
     assert names(tmp_path / "dir") == names(tmp_path / "m.safetensors") == []
 

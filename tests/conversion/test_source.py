@@ -86,7 +86,7 @@ def test_values_keep_the_order_of_the_file(tmp_path: Path) -> None:
 
 
 def test_tensors_that_are_the_same_memory_are_tied_and_views_of_it_are_not(tmp_path: Path) -> None:
-    whole = torch.arange(12.0).reshape(3, 4)
+    whole = torch.arange(16.0).reshape(4, 4)
     content = {
         "whole": whole,
         "same": whole.detach(),

@@ -14,7 +14,7 @@ BIN := .venv/bin
 SECONDS ?= 600
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check faults faults-full fuzz interop bench bench-full bench-tensorflow format clean
+.PHONY: demo test check lint faults faults-full fuzz interop bench bench-full bench-tensorflow format clean
 
 demo: .venv/installed
 	$(BIN)/python examples/tf_guide.py
@@ -23,11 +23,13 @@ demo: .venv/installed
 test: .venv/installed
 	$(BIN)/python -m pytest
 
-check: .venv/installed
+check: lint
+	$(BIN)/python -m pytest
+
+lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
 
 FAULTS := PYTHONPATH=tests $(BIN)/python -m faults.syscalls
 SEED ?= 1

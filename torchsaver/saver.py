@@ -36,6 +36,7 @@ class Saver:
           swapping are just another dict.
         - `[v1, v2]` of `Variable`s, or of tensors of a tracked or `names_from=` module: under their names.
         - `[("w", p), ...]`, `model.named_parameters()`: under the names given.
+        - `{"dense/kernel": transfer.dense(fc.weight)}`: a Layout, for what the checkpoint holds transposed, joined, ...
         - a Module: its `state_dict()` keys, tied tensors once.
         - `{"model": model, "optimizer": opt}`: the dict's key, a dot, the object's own keys.
         - nothing: every live variable and module of the current `Collection`.

@@ -207,7 +207,7 @@ class _Findings:
             for specs in _in_groups(_checksummed(file)):
                 try:
                     file.verify(specs)
-                except (CorruptCheckpointError, OSError):
+                except (CorruptCheckpointError, UnsupportedCheckpointError, OSError):
                     self._read_one_by_one(file, specs)
                 else:
                     self._note_checked(specs)

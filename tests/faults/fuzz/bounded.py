@@ -84,24 +84,40 @@ def _recover(directory: str) -> dict[str, Any]:
     return {"newest": torchsaver.newest_valid_checkpoint(directory)}
 
 
-def _open_tensorflow(directory: str) -> dict[str, Any]:
-    """Go through every door of the TensorFlow checkpoint `m`, and return the shapes of some of what was read."""
+def _verify(directory: str) -> dict[str, Any]:
+    import torchsaver
+
+    return {"verdict": torchsaver.verify_checkpoint(f"{directory}/m").verdict}
+
+
+def _plan(directory: str) -> dict[str, Any]:
+    """Plan a transfer, which asks for every name there is."""
     import torch
 
-    import torchsaver
     from torchsaver import transfer
 
-    transfer.plan_transfer(f"{directory}/m", {"w": torch.zeros(2)})
-    torchsaver.verify_checkpoint(f"{directory}/m")
+    return {"missing": len(transfer.plan_transfer(f"{directory}/m", {"w": torch.zeros(2)}).missing)}
+
+
+def _read_all(directory: str) -> dict[str, Any]:
+    """Read a checkpoint and its object graph, and return the shapes of some of it."""
+    import torchsaver
+
     with torchsaver.load_checkpoint(f"{directory}/m") as reader:
         reader.object_graph()
         reader.get_variable_to_shape_map()
-        reader.debug_string()
         reader.verify()
         return {key: list(reader.get_tensor(key).shape) for key in reader.keys()[:100]}
 
 
-_ACTIONS = {"file": _open_file, "state": _open_state, "recover": _recover, "tensorflow": _open_tensorflow}
+_ACTIONS = {
+    "file": _open_file,
+    "state": _open_state,
+    "recover": _recover,
+    "verify": _verify,
+    "plan": _plan,
+    "read": _read_all,
+}
 
 
 def _measured(action: str, directory: str) -> dict[str, Any]:

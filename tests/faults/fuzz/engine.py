@@ -15,6 +15,7 @@ import time
 import traceback
 import zlib
 from pathlib import Path
+from random import Random
 from types import FrameType
 
 import hypothesis  # noqa: F401  imported before the instrumentation: its coverage is nobody's concern
@@ -23,6 +24,7 @@ import safetensors.torch  # noqa: F401
 atheris = importlib.import_module("atheris")  # it is in the extra "fuzz": type checkers do without
 
 RAW = 32
+_SEEDS = 200
 LIMIT_SECS = 5  # of the process's own time
 _REPORT_SECS = 2.0
 _RSS_LIMIT_MB = 1000  # torch itself takes 250
@@ -83,10 +85,18 @@ def _too_slow(signum: int, frame: FrameType | None) -> None:
     raise TooSlowError(f"it took over {LIMIT_SECS} s")
 
 
+def _seed(corpus: Path) -> None:
+    """Put inputs into an empty corpus that lead to more than the plainest documents."""
+    if not any(corpus.iterdir()):
+        for number in range(_SEEDS):
+            (corpus / f"seed-{number}").write_bytes(Random(number).randbytes(400))
+
+
 def main(name: str, output: Path, seconds: int) -> None:
     quiet()
     for folder in ("counts", "findings", f"corpus/{name}"):
         (output / folder).mkdir(parents=True, exist_ok=True)
+    _seed(output / "corpus" / name)
     signal.signal(signal.SIGVTALRM, _too_slow)
     engine = Engine(name, output)
     options = [f"-max_total_time={seconds}", "-max_len=768", "-timeout=60", f"-rss_limit_mb={_RSS_LIMIT_MB}"]

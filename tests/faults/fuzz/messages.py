@@ -16,6 +16,7 @@ Entry: TypeAlias = "tuple[bytes, Message | bytes]"
 
 NUMBERS = (0, 1, 2, 3, 5, 7, 21, 64, 127, 128, 255, 4096, 99_999, 2**31 - 1, 2**31, 2**32, 2**40, 2**62, 2**63 - 1, -1)
 TEXTS = (b"", b"a", b"a/b", b"\xff", b"\x00", b"\x00a\x00\x01\x00", b"\x08\x01", b"\x0a" * 9, b"x" * 300, b".S", b"..")
+_MOST_DEPTH = 6  # of messages in messages: one more than there are, because each depth may double what is in it
 
 
 class Fixed(bytes):
@@ -42,7 +43,7 @@ def _field(number: int, value: Value) -> bytes:
     return format_varint(number << 3 | 2) + format_varint(len(data)) + data
 
 
-def damage(message: Message, choices: Choices) -> Message:
+def damage(message: Message, choices: Choices, depth: int = 0) -> Message:
     """Return a message with up to three fields changed, doubled, dropped, renumbered, added or moved."""
     message = Message(message)
     for _ in range(pick(choices, (1, 1, 2, 3))):
@@ -60,8 +61,8 @@ def damage(message: Message, choices: Choices) -> Message:
             message[position] = pick(choices, (number + 1, max(number - 1, 0), 0, 2**29)), value
         elif kind == 4:
             message.append(message.pop(position))
-        elif isinstance(value, Message):
-            message[position] = number, damage(value, choices)
+        elif isinstance(value, Message) and depth < _MOST_DEPTH:
+            message[position] = number, damage(value, choices, depth + 1)
         else:
             message[position] = number, _other(value, choices)
     return message

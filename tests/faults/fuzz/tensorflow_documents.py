@@ -51,7 +51,7 @@ def _tensors(choices: Choices, types: list[DataType]) -> list[Tensor]:
         data = choices.data(24).ljust(count * data_type.item_bytes, b"\1")[: count * data_type.item_bytes]
         if data_type.name == "bool":
             data = bytes(byte & 1 for byte in data)
-        slices = _slices(data_type, shape, data, choices) if choices.below(3) == 2 else []
+        slices = _slices(data_type, shape, data, choices) if choices.below(2) else []
         tensors[name] = Tensor(name, data_type, shape, data, texts, slices)
     return list(tensors.values())
 
@@ -73,6 +73,22 @@ def _slices(
         part = b"".join(data[item * position : item * (position + 1)] for position in positions)
         slices.append((ranges, part))
     return slices if len(slices) > 1 else []
+
+
+def _moved(tensor: Tensor, choices: Choices) -> Tensor:
+    """Return a tensor with one of its slices shifted, shortened or left out, and the others as they are."""
+    slices = list(tensor.slices)
+    position = choices.below(len(slices))
+    ranges, data = slices.pop(position)
+    if choices.below(4):
+        axis = choices.below(len(ranges))
+        start, length = ranges[axis]
+        moved = pick(choices, (Range(start + 1, length), Range(max(start - 1, 0), length), Range(start, length + 1)))
+        ranges = (*ranges[:axis], moved, *ranges[axis + 1 :])
+        nbytes = math.prod(each.length for each in ranges) * tensor.data_type.item_bytes
+        if ranges not in dict(slices):
+            slices.insert(position, (ranges, data.ljust(nbytes, b"\1")[:nbytes]))
+    return tensor._replace(slices=slices)
 
 
 def _position(place: tuple[int, ...], shape: tuple[int, ...]) -> int:
@@ -104,7 +120,7 @@ def _document(files: dict[str, bytes], tensors: list[Tensor] | None) -> bytes:
     return json.dumps(document).encode()
 
 
-def _texts(texts: list[bytes]) -> tuple[bytes, int]:
+def stored_texts(texts: list[bytes]) -> tuple[bytes, int]:
     """Return a string tensor as a bundle has it, and its checksum."""
     lengths = b"".join(len(text).to_bytes(4, "little") for text in texts)
     mark = masked(crc32c(lengths)).to_bytes(4, "little")
@@ -134,7 +150,7 @@ def _entry(data_type: DataType, shape: tuple[int, ...], place: list[tuple[int, A
 def _stored(tensor: Tensor, files: _Files, choices: Choices) -> list[Entry]:
     """Return a tensor's entries, after putting its bytes into the data files."""
     if tensor.data_type == STRING:
-        data, checksum = _texts(tensor.texts)
+        data, checksum = stored_texts(tensor.texts)
         return [(tensor.name, _entry(STRING, tensor.shape, files.add(data, choices), checksum))]
     if not tensor.slices:
         place = files.add(tensor.data, choices)
@@ -151,7 +167,10 @@ def _stored(tensor: Tensor, files: _Files, choices: Choices) -> list[Entry]:
 
 def bundle_document(choices: Choices) -> bytes:
     """Return a bundle: valid, or with messages, entries, blocks or data files damaged."""
-    tensors = _tensors(choices, [*_PLAIN_TYPES, STRING])
+    tensors = _tensors(choices, [*_PLAIN_TYPES, *[STRING] * 5])
+    is_damaged = choices.below(8) > 0
+    if is_damaged:
+        tensors = _with_slices_moved(tensors, choices)
     files = _Files(1 + choices.below(3))
     entries = [entry for tensor in tensors for entry in _stored(tensor, files, choices)]
     if len({key for key, _ in entries}) < len(entries):  # a name like the key of a slice
@@ -159,18 +178,21 @@ def bundle_document(choices: Choices) -> bytes:
         if tensors[0].slices:
             return bundle_document(_Plainest())
     if choices.below(4) == 3:
-        data, checksum = _texts([encode(graph_message(choices, [tensor.name for tensor in tensors]))])
+        data, checksum = stored_texts([encode(graph_message(choices, [tensor.name for tensor in tensors]))])
         entries.append((GRAPH_KEY, _entry(STRING, (), files.add(data, choices), checksum)))
     header = Message([(1, len(files.parts)), (3, Message([(1, 1)]))])
     rows: list[Entry] = [(b"", header), *sorted(entries, key=lambda entry: entry[0])]
-    is_damaged = choices.below(8) > 0
-    if is_damaged:
+    if is_damaged and choices.below(4):
         rows = _damaged_rows(rows, choices)
     parts = {f"m.data-{n:05d}-of-{len(files.parts):05d}": part for n, part in enumerate(files.parts)}
     if is_damaged and choices.below(4) == 3:
         parts = {name: damaged_bytes(part, choices) for name, part in parts.items()}
     index = table(rows, choices if is_damaged and choices.below(4) == 3 else None)
     return _document({"m.index": index, **parts}, None if is_damaged or GRAPH_KEY in dict(rows) else tensors)
+
+
+def _with_slices_moved(tensors: list[Tensor], choices: Choices) -> list[Tensor]:
+    return [_moved(tensor, choices) if tensor.slices and choices.below(2) else tensor for tensor in tensors]
 
 
 class _Plainest:
@@ -195,8 +217,10 @@ def _damaged_rows(rows: list[Entry], choices: Choices) -> list[Entry]:
             rows.append((pick(choices, (*NAMES, GRAPH_KEY)), message))
         elif kind == 2 and len(rows) > 1:
             del rows[position]
-        else:
-            assert isinstance(message, Message)
+        elif kind == 3:  # two have each other's
+            other = choices.below(len(rows))
+            rows[position], rows[other] = (key, rows[other][1]), (rows[other][0], message)
+        elif isinstance(message, Message):
             rows[position] = key, damage(message, choices)
     return rows if choices.below(16) == 15 else sorted(dict(rows).items())
 
@@ -216,11 +240,13 @@ def v1_document(choices: Choices) -> bytes:
     """Return a V1 checkpoint in one file or two: valid, or with messages, entries or blocks damaged."""
     tensors = _tensors(choices, [DATA_TYPES[number] for number in _V1_FIELDS])
     is_damaged = choices.below(8) > 0
+    if is_damaged:
+        tensors = _with_slices_moved(tensors, choices)
     count = 1 + choices.below(2)
     files = {}
     for number in range(count):
         rows = _v1_rows([tensor for n, tensor in enumerate(tensors) if n % count == number])
-        if is_damaged:
+        if is_damaged and choices.below(4):
             rows = _damaged_rows(rows, choices)
         name = "m" if count == 1 else f"m-{number:05d}-of-00002"
         files[name] = table(rows, choices if is_damaged and choices.below(4) == 3 else None)

@@ -8,7 +8,10 @@ import pytest
 from faults.fuzz.messages import Message, table
 
 import torchsaver as ts
+from torchsaver.formats.checksum import crc32c
+from torchsaver.formats.regular_file import RegularFile
 from torchsaver.formats.tensorflow.slices import Range, slice_key
+from torchsaver.formats.tensorflow.sstable import masked, read_index
 
 FLOAT, STRING, BFLOAT16 = 1, 7, 14
 WHOLE = Message([(1, Message())])
@@ -43,3 +46,22 @@ def test_dtype_without_a_place_in_v1_is_refused_by_name_and_the_others_are_read(
         with pytest.raises(ts.UnsupportedCheckpointError, match="'odd' is DT_BFLOAT16"):
             reader.get_tensor("odd")
     assert ts.verify_checkpoint(prefix).verdict == "unsupported"
+
+
+def test_values_in_a_block_of_unknown_type_are_unsupported_to_verify_too(tmp_path: Path) -> None:
+    names = [b"w%05d" % number for number in range(1200)]  # more than go into the block of the meta
+    prefix = _write(tmp_path / "m", {name: (FLOAT, Message([(5, bytes(8))])) for name in names})
+    file = RegularFile(prefix)
+    _, offset, nbytes = read_index(file)[-1]
+    file.close()
+    data = bytearray(Path(prefix).read_bytes())
+    data[offset + nbytes] = 7
+    end = offset + nbytes + 1
+    data[end : end + 4] = masked(crc32c(data[offset:end])).to_bytes(4, "little")
+    Path(prefix).write_bytes(data)
+    with pytest.raises(ts.UnsupportedCheckpointError, match="type 7"):
+        ts.load_variable(prefix, "w01199")
+    assert ts.load_variable(prefix, "w00000").tolist() == [0, 0]
+    report = ts.verify_checkpoint(prefix)
+    assert report.verdict == "unsupported"
+    assert 0 < report.checked_tensors < report.tensors

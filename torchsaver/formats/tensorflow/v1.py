@@ -217,12 +217,15 @@ class V1Files:
         self._owners: dict[bytes, list[V1File]] = {}  # those that list the tensor
         for file in self.files:
             for name, tensor in file.tensors.items():
-                known = self.tensors.setdefault(name, tensor._replace(slices=()))
+                known = self.tensors.get(name)
+                if known is None:
+                    self.tensors[name], self._owners[name] = tensor, [file]
+                    continue
                 if known._replace(slices=()) != tensor._replace(slices=()):
                     other = self._owners[name][0].path
                     raise file.damage(tensor, f"{_brief(tensor)}, and {_brief(known)} in {other!r}")
                 self.tensors[name] = known._replace(slices=known.slices + tensor.slices)
-                self._owners.setdefault(name, []).append(file)
+                self._owners[name].append(file)
 
     def slices_of(self, name: bytes) -> list[tuple[V1File, tuple[Range, ...]]]:
         """Return the slices of a tensor as stored, each with the file that has it.

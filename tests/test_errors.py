@@ -28,6 +28,7 @@ ERRORS = [
     ts.NoValidCheckpointError("run", [("run/m-2", "it is gone"), ("run/m-1", "checksum")]),
     ts.VarListError(["'a' is None", "a key is empty"]),
     ts.VarListTypeError(["key 3 is a int"]),
+    ts.ConversionError(["'a' comes to the key ''"]),
 ]
 BASES: dict[type, tuple[type, ...]] = {
     ts.TorchSaverError: (Exception,),
@@ -39,6 +40,7 @@ BASES: dict[type, tuple[type, ...]] = {
     ts.NoValidCheckpointError: (ts.TorchSaverError, ValueError),
     ts.VarListError: (ts.TorchSaverError, ValueError),
     ts.VarListTypeError: (ts.VarListError, TypeError),
+    ts.ConversionError: (ts.VarListError,),
 }
 
 

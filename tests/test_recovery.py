@@ -375,3 +375,33 @@ def test_newest_valid_of_a_directory_that_may_not_be_written_to(tmp_path: Path) 
     finally:
         (tmp_path / "run").chmod(0o755)
         shutil.rmtree(tmp_path / "run")
+
+
+# ---- TensorFlow's
+
+
+def test_newest_valid_checkpoint_of_tensorflow_is_resumed_from_and_a_damaged_one_skipped(tmp_path: Path) -> None:
+    prefixes = [ts.save_tf_checkpoint(tmp_path / f"m-{step}", {"w": torch.full((2,), step + 1.0)}) for step in range(3)]
+    ts.update_checkpoint_state(tmp_path, prefixes[-1], all_model_checkpoint_paths=prefixes)
+    assert ts.newest_valid_checkpoint(tmp_path) == prefixes[2]
+    data = Path(prefixes[2] + ".data-00000-of-00001")
+    data.write_bytes(bytes([data.read_bytes()[0] ^ 1]) + data.read_bytes()[1:])
+    w = torch.zeros(2)
+    saver = ts.Saver({"w": w}, max_to_keep=1)
+    report = saver.resume(tmp_path)
+    assert report is not None
+    assert (report.save_path, w.tolist()) == (prefixes[1], [2, 2])
+    assert [skip.save_path for skip in report.skipped] == [prefixes[2]]
+    before = {path.name for path in tmp_path.iterdir()}
+    saver.save(tmp_path / "ours", 1)
+    saver.save(tmp_path / "ours", 2)
+    assert before < {path.name for path in tmp_path.iterdir()}, "TensorFlow's own files stay"
+    assert ts.newest_valid_checkpoint(tmp_path) == str(tmp_path / "ours-2")
+
+
+def test_checkpoint_of_tensorflow_that_is_gone_is_told_so(tmp_path: Path) -> None:
+    prefix = ts.save_tf_checkpoint(tmp_path / "m", {"w": torch.ones(1)})
+    ts.update_checkpoint_state(tmp_path, prefix)
+    Path(prefix + ".index").unlink()
+    with pytest.raises(ts.NoValidCheckpointError, match="it is gone"):
+        ts.newest_valid_checkpoint(tmp_path)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import time
+from pathlib import Path
 from typing import Any
 
 import corpus
@@ -167,7 +169,7 @@ def _allowed(kinds: list[str]) -> tuple[type[TorchSaverError], ...]:
 def test_damage_ends_in_its_error_and_leaves_the_rest_readable(case: str) -> None:
     expect = json.loads((CORRUPT / case / "expect.json").read_text())
     prefix = str(CORRUPT / case / expect["prefix"])
-    start = time.process_time()
+    start, before = time.process_time(), _memory_mb("VmRSS")
     if expect["kind"]:
         with pytest.raises(_allowed(expect["kind"])):
             _use(prefix, expect)
@@ -178,6 +180,18 @@ def test_damage_ends_in_its_error_and_leaves_the_rest_readable(case: str) -> Non
             for key in expect["ok_keys"]:
                 reader.get_tensor(key)
     assert time.process_time() - start < 2
+    assert _memory_mb("VmHWM") - before < 500
+
+
+def _memory_mb(name: str) -> float:
+    """Return the memory of this process, or its peak since it was last asked for VmRSS; 0 where the system has none."""
+    try:
+        if name == "VmRSS":
+            Path("/proc/self/clear_refs").write_text("5")
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return 0
+    return int(re.search(rf"{name}:\s+(\d+) kB", status)[1]) / 1024  # type: ignore[index]
 
 
 def _use(prefix: str, expect: dict[str, Any]) -> None:

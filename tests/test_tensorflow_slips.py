@@ -34,6 +34,8 @@ def test_file_of_a_bundle_without_its_index_says_so(ending: str, what: str, pref
     Path(prefix + ".index").unlink()
     with pytest.raises(ts.CorruptCheckpointError, match=rf"{what} of TensorFlow's.*\.index' is missing"):
         ts.load_checkpoint(prefix + ending)
+    (damage,) = ts.verify_checkpoint(prefix + ending).damage
+    assert what in damage.reason
 
 
 @pytest.mark.parametrize("ending", [".index", ".data-00000-of-00001"])

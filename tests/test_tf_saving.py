@@ -222,7 +222,7 @@ def test_max_shard_bytes_that_is_none_is_refused(given: Any, error: type[Excepti
 
 
 def test_more_data_files_than_have_names_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torchsaver.tf_saving.MOST_SHARDS", 2)
+    monkeypatch.setattr("torchsaver.formats.tensorflow.bundle_writer.MOST_SHARDS", 2)
     with pytest.raises(ValueError, match="makes 3 data files"):
         save_tf_checkpoint(tmp_path / "m", {key: torch.zeros(1) for key in "abc"}, max_shard_bytes=1)
     assert _files(tmp_path) == {}

@@ -256,8 +256,9 @@ def test_plan_changes_nothing_and_its_text_is_a_table_of_everything(tmp_path: Pa
         "  b.weight; nearest: 'net/b/kernle', 'net/a/kernel'",
         "2 values that go nowhere:",
         "  global_step  []",
-        "  net/b/kernle  [3, 1]",
+        "  net/b/kernle  [3, 1]; nearest: 'b.weight'",
     ]
+    assert plan.alike == {"net/b/kernle": ("b.weight",)}
     assert not plan.is_complete
     assert [link.label for link in plan.links] == ["a.bias", "a.weight"]
 

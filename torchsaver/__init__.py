@@ -12,6 +12,7 @@ if typing.TYPE_CHECKING:
     from torchsaver.errors import (
         CheckpointKeyError,
         CheckpointNotFoundError,
+        ConversionError,
         CorruptCheckpointError,
         MismatchError,
         NoValidCheckpointError,
@@ -50,6 +51,7 @@ __all__ = [
     "CheckpointState",
     "CheckpointStatus",
     "Collection",
+    "ConversionError",
     "CorruptCheckpointError",
     "Damage",
     "DirectoryReport",
@@ -102,6 +104,7 @@ _MODULES = {
     "CheckpointState": "storage.state_file",
     "CheckpointStatus": "inspection.reports",
     "Collection": "variables.collection",
+    "ConversionError": "errors",
     "CorruptCheckpointError": "errors",
     "Damage": "inspection.reports",
     "DirectoryReport": "inspection.reports",

@@ -13,9 +13,8 @@ import numpy as np
 import torch
 
 from torchsaver.errors import UnsupportedCheckpointError
-from torchsaver.formats.checksum import crc32c
 from torchsaver.formats.safetensors_header import TensorSpec
-from torchsaver.formats.tensor_bytes import row_major_bytes, row_major_targets
+from torchsaver.formats.tensor_bytes import row_major_crc32c, row_major_targets
 from torchsaver.formats.tensor_file import TensorFile
 from torchsaver.formats.tensorflow.data_types import STRING
 from torchsaver.formats.tensorflow.small_floats import E2M1FN, E4M3B11FNUZ
@@ -84,10 +83,7 @@ class AssembledTensor:
     @property
     def checksum(self) -> int:
         """The CRC-32C of the assembled bytes in row-major order."""
-        checksum = 0
-        for piece in row_major_bytes(self.read()):
-            checksum = crc32c(piece, checksum)
-        return checksum
+        return row_major_crc32c(self.read())
 
     def read(self) -> Any:
         """Return the values in a new CPU tensor; strings in a numpy array of bytes objects.

@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     inspect = commands.add_parser(
         "inspect", help="list key, dtype, shape, bytes, step and metadata, without the values"
     )
-    inspect.add_argument("path", metavar="PATH", help="a prefix, a .safetensors or .index.json file, or a directory")
+    inspect.add_argument("path", metavar="PATH", help="a prefix, TensorFlow's too, one of its files, or a directory")
     inspect.add_argument("--key", help="show this key only")
     inspect.add_argument("--values", action="store_true", help="read and print the values too")
     inspect.set_defaults(run=_inspect)

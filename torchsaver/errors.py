@@ -9,6 +9,7 @@
       MismatchError(.., RuntimeError)                              the checkpoint does not fit the variables
       VarListError(.., ValueError)                                 what was given cannot be saved
         VarListTypeError(.., TypeError)                            ... because something has the wrong type
+        ConversionError                                            values that cannot be converted
 
 OSError passes through untouched. Fields are attributes, the message is built from them, and every class pickles.
 """
@@ -17,10 +18,12 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 _MOST_NAMED = 10  # lines of one kind in a message; the attributes hold them all
+_MOST_NEAREST = 10  # keys of one error for which likes are looked for
 _MOST_COMPARED = 5000  # keys; comparing takes 40 microseconds each
 
 
@@ -30,7 +33,17 @@ def nearest_keys(key: str, keys: Iterable[str]) -> tuple[str, ...]:
     return tuple(difflib.get_close_matches(key, about_as_long[:_MOST_COMPARED], n=3, cutoff=0.5))
 
 
-def _nearest_text(nearest: Sequence[str]) -> str:
+def nearest_by_label(sought: Mapping[str, str], keys: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """Return {label: those of `keys` that look most like the name it was sought under}, of the first few labels.
+
+    Finding names that look alike is slow, and nobody reads more.
+    """
+    names = list(keys)
+    return {label: nearest_keys(name, names) for label, name in itertools.islice(sought.items(), _MOST_NEAREST)}
+
+
+def nearest_text(nearest: Sequence[str]) -> str:
+    """Return what a message says of names that look alike, "" where there are none."""
     return f"; nearest: {', '.join(map(repr, nearest))}" if nearest else ""
 
 
@@ -77,7 +90,7 @@ class CheckpointKeyError(TorchSaverError, KeyError):
         self.nearest = tuple(nearest)
 
     def _message(self) -> str:
-        return f"{self.key!r} is not in the checkpoint {self.save_path!r}{_nearest_text(self.nearest)}"
+        return f"{self.key!r} is not in the checkpoint {self.save_path!r}{nearest_text(self.nearest)}"
 
 
 class CorruptCheckpointError(TorchSaverError, ValueError):
@@ -192,7 +205,7 @@ class MismatchError(TorchSaverError, RuntimeError):
 
     def _sought_text(self, key: str) -> str:
         name = self.sought.get(key, key)
-        return f" as {name!r}" * (name != key) + _nearest_text(self.nearest.get(key, ()))
+        return f" as {name!r}" * (name != key) + nearest_text(self.nearest.get(key, ()))
 
     def _lines(self) -> list[str]:
         lines = []
@@ -231,3 +244,11 @@ class VarListError(TorchSaverError, ValueError):
 
 class VarListTypeError(VarListError, TypeError):
     """As VarListError, and at least one of the problems is a value or key of the wrong type."""
+
+
+class ConversionError(VarListError):
+    """Values cannot be converted, or not under these keys; `problems` has a line for each."""
+
+    def _message(self) -> str:
+        problems = ";\n  ".join(self.problems)
+        return f"nothing was converted, {len(self.problems)} problem{'s' * (len(self.problems) > 1)}:\n  {problems}"

@@ -105,7 +105,7 @@ def _is_still_gone(search: Search, directory: str, latest_filename: str | None) 
     """Return whether a second look finds the state file as it was, and of what has vanished nothing."""
     if read_listing(directory, latest_filename, search.listing) is not search.listing:
         return False
-    there = _names_there(directory)
+    there = _names_there(directory, search.listing)
     return not any(name in there for name in search.vanished)
 
 
@@ -126,7 +126,7 @@ def _search(directory: str, listing: Listing) -> Search:
 
 def _candidates(directory: str, listing: Listing, search: Search) -> Iterator[tuple[str, list[str]]]:
     """Yield names, newest first, each with those that are kept beside it, oldest first."""
-    there, listed = _names_there(directory), set(listing.names)
+    there, listed = _names_there(directory, listing), set(listing.names)
     for position, name in reversed(list(enumerate(listing.names))):
         if name in there:
             yield name, [kept for kept in listing.names[:position] if kept in there]
@@ -154,11 +154,14 @@ def _candidates(directory: str, listing: Listing, search: Search) -> Iterator[tu
         yield name, [kept for kept in commit.kept if kept in there]
 
 
-def _names_there(directory: str) -> dict[str, None]:
+def _names_there(directory: str, listing: Listing) -> dict[str, None]:
+    """Return the names of our checkpoints, and those of TensorFlow's that the state file lists."""
     try:
-        return dict.fromkeys(checkpoint_names(directory))
+        there = dict.fromkeys(checkpoint_names(directory))
     except FileNotFoundError:  # no directory: nothing has ever been saved
         return {}
+    others = [name for name in listing.names if name not in there]
+    return there | dict.fromkeys(name for name in others if paths.find_checkpoint(os.path.join(directory, name)))
 
 
 def _opened(directory: str, name: str, search: Search) -> CheckpointReader | None:

@@ -12,10 +12,9 @@ from typing import Any
 import torch
 
 from torchsaver.errors import CorruptCheckpointError, MismatchError
-from torchsaver.formats.checksum import crc32c
 from torchsaver.formats.chunks import Chunk, Extent, cut_into_chunks
 from torchsaver.formats.safetensors_header import FileLayout, TensorSpec
-from torchsaver.formats.tensor_bytes import footprint, is_dense, note_new_values, row_major_bytes, span
+from torchsaver.formats.tensor_bytes import footprint, is_dense, note_new_values, row_major_crc32c, span
 from torchsaver.formats.tensor_file import TensorFile
 from torchsaver.reader import CheckpointReader
 from torchsaver.stored_tensor import StoredTensor
@@ -264,9 +263,9 @@ def require_one_value_a_place(slots: Slots, prepared: PreparedRestore, reader: C
             else:
                 part = slots.layouts[key].from_stored(stored.read())[number]
                 view.copy_(part)
-                wanted.append(_checksum(part))
+                wanted.append(row_major_crc32c(part))
         for (key, _), view, checksum in zip(group, views, wanted, strict=True):
-            if checksum != _checksum(view):
+            if checksum != row_major_crc32c(view):
                 spoiled.append(
                     (key, "shares memory with another value of var_list, and the stored values differ there")
                 )
@@ -310,10 +309,3 @@ def _same_view(tensor: torch.Tensor, scratch: torch.Tensor, start: int) -> torch
     view = memory.as_strided(tensor.shape, tensor.stride())
     view = view.conj() if tensor.is_conj() else view
     return view._neg_view() if tensor.is_neg() else view
-
-
-def _checksum(tensor: torch.Tensor) -> int:
-    checksum = 0
-    for piece in row_major_bytes(tensor):
-        checksum = crc32c(piece, checksum)
-    return checksum

@@ -207,7 +207,8 @@ class Saver:
         Unlike TF, a mismatch leaves every variable as it was.
 
         Args:
-            save_path: What `save` or `latest_checkpoint` returned, or a third party's .safetensors or index file.
+            save_path: What `save` or `latest_checkpoint` returned, a third party's .safetensors or index file, or a
+                prefix of TensorFlow's.
             strict: False skips keys the checkpoint does not have, and says so in the report.
             verify: False skips the checksums: then a damaged value, or an error while reading, shows when others have
                 been restored already, or not at all.

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 import torch
 
-from torchsaver.errors import CheckpointKeyError, MismatchError, nearest_keys
+from torchsaver.errors import CheckpointKeyError, MismatchError, nearest_by_label, nearest_keys
 from torchsaver.reader import CheckpointReader, load_checkpoint
 from torchsaver.transfer import map_names, names_of, restore_links
 from torchsaver.variables.mapping.name_map import AssignmentMap, Link, Match, match_names
@@ -26,7 +26,6 @@ from torchsaver.variables.tensorflow.slots import FieldNames, Slot, SlotFinder, 
 from torchsaver.variables.tensorflow.state import OptimizerStates, ParameterState, names_in, with_tensors
 from torchsaver.variables.tensorflow.steps import steps_of_powers
 
-_MOST_NEAREST = 10  # finding names that look alike is slow, and nobody reads more
 __all__ = ["TFEpsilon", "restore_optimizer", "tf_epsilon", "variables_to_restore"]
 
 
@@ -188,13 +187,11 @@ class _Slots:
 
     def error(self) -> MismatchError:
         """Return the error with all that was taken down, and keys that look like what is missing."""
-        keys = self._reader.keys()
-        nearest = {label: nearest_keys(name, keys) for label, name in list(self.missing.items())[:_MOST_NEAREST]}
         return MismatchError(
             self._reader.save_path,
             missing=list(self.missing),
             targets=self.problems,
-            nearest=nearest,
+            nearest=nearest_by_label(self.missing, self._reader.keys()),
             sought=self.missing,
         )
 

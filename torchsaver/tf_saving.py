@@ -6,17 +6,19 @@ import itertools
 import math
 import numbers
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 
+from torchsaver import arguments
 from torchsaver.formats.tensor_bytes import dtype_text, why_not_storable
-from torchsaver.formats.tensorflow.bundle_writer import MOST_SHARDS, BundleWriter, Part, cut_into_shards
+from torchsaver.formats.tensorflow.bundle_writer import BundleWriter, Part, cut_into_shards
 from torchsaver.formats.tensorflow.data_types import BY_TORCH_NAME, STRING, DataType
-from torchsaver.formats.tensorflow.slices import Range
+from torchsaver.formats.tensorflow.names import index_beside, is_index
+from torchsaver.formats.tensorflow.slices import MOST_SLICES, Range
+from torchsaver.formats.tensorflow.stored_value import key_bytes, key_text
 from torchsaver.storage import paths
 from torchsaver.storage.bundle_files import write_bundle
 from torchsaver.variables.mapping.layouts import Layout
@@ -24,9 +26,6 @@ from torchsaver.variables.var_list import Problems
 
 Given: TypeAlias = "torch.Tensor | Layout | np.ndarray[Any, Any]"
 Values: TypeAlias = "torch.Tensor | np.ndarray[Any, Any]"  # an array is one of bytes: a string tensor
-
-_MOST_PARTS = 4096  # of a variable; a reader compares them with each other
-_FILE_OF_A_BUNDLE = re.compile(r"\.(index|meta|data-[0-9]{5}-of-[0-9]{5})\Z")
 
 
 def save_tf_checkpoint(
@@ -67,10 +66,8 @@ def save_tf_checkpoint(
         OSError: The disk is full, the directory may not be written, ...; what was there counts as before.
     """
     prefix = _new_prefix(save_path)
-    limit = _shard_limit(max_shard_bytes)
+    limit = arguments.whole_number(max_shard_bytes, "max_shard_bytes", least=1)
     shards = cut_into_shards(_parts(tensors, {} if partitions is None else partitions), limit)
-    if len(shards) > MOST_SHARDS:
-        raise ValueError(f"max_shard_bytes {limit} makes {len(shards)} data files, and {MOST_SHARDS} can be named")
     write_bundle(prefix, BundleWriter(shards), overwrite=overwrite)
     return prefix
 
@@ -80,19 +77,11 @@ def _new_prefix(save_path: Any) -> str:
     prefix = paths.path_text(save_path)
     if not os.path.basename(prefix):
         raise ValueError(f"save_path {prefix!r} has no file name; add one: {os.path.join(prefix, 'model.ckpt')!r}")
-    if match := _FILE_OF_A_BUNDLE.search(prefix):
-        raise ValueError(f"save_path {prefix!r} ends like a file; leave {match[0]} off")
+    if is_index(prefix) or index_beside(prefix) is not None:
+        raise ValueError(
+            f"save_path {prefix!r} ends like a file of a checkpoint; leave {os.path.splitext(prefix)[1]} off"
+        )
     return prefix
-
-
-def _shard_limit(max_shard_bytes: Any) -> int | None:
-    if max_shard_bytes is None:
-        return None
-    if isinstance(max_shard_bytes, bool) or not isinstance(max_shard_bytes, numbers.Integral):
-        raise TypeError(f"max_shard_bytes is an integer or None, not {type(max_shard_bytes).__name__}")
-    if max_shard_bytes < 1:
-        raise ValueError(f"max_shard_bytes is 1 at least, not {max_shard_bytes}")
-    return int(max_shard_bytes)
 
 
 def _parts(tensors: Any, partitions: Any) -> list[Part]:
@@ -133,11 +122,9 @@ def _name(key: Any, problems: Problems) -> bytes | None:
     if not key:
         problems.add("a key is empty; give it a name")
         return None
-    try:
-        return key.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:
+    if (name := key_bytes(key)) is None:
         problems.add(f"key {key!r} holds a surrogate that stands for no byte; choose another")
-        return None
+    return name
 
 
 def _values(key: Any, value: Any, problems: Problems) -> Values | None:
@@ -195,8 +182,8 @@ def _counts(key: str, given: Any, shape: Sequence[int], problems: Problems) -> t
         problems.add(f"partitions of {key!r} has {len(counts)} numbers, and the tensor {len(shape)} dimensions")
     elif not all(1 <= count <= max(size, 1) for count, size in zip(counts, shape, strict=True)):
         problems.add(f"partitions of {key!r} is {list(counts)}, and from [1, ..] to {list(shape)} can be cut")
-    elif math.prod(counts) > _MOST_PARTS:
-        problems.add(f"partitions of {key!r} makes {math.prod(counts)} parts, and {_MOST_PARTS} can be read back")
+    elif math.prod(counts) > MOST_SLICES:
+        problems.add(f"partitions of {key!r} makes {math.prod(counts)} parts, and {MOST_SLICES} can be read back")
     else:
         return counts
     return None
@@ -235,6 +222,5 @@ def _note_doubled(parts: Sequence[Part], problems: Problems) -> None:
     seen = {part.name for part in parts if part.ranges is not None}
     for part in parts:
         if part.key in seen:
-            text = part.key.decode("utf-8", "surrogateescape")
-            problems.add(f"two tensors come to the same key in the index, {text!r}; rename one")
+            problems.add(f"two tensors come to the same key in the index, {key_text(part.key)!r}; rename one")
         seen.add(part.key)

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from torchsaver import restoring
-from torchsaver.errors import MismatchError, nearest_keys
+from torchsaver.errors import MismatchError, nearest_by_label, nearest_keys
 from torchsaver.reader import CheckpointReader, load_checkpoint
 from torchsaver.restoring import PreparedRestore
 from torchsaver.variables.mapping.joins import Concat, Single, Stack, Sum
@@ -21,6 +20,8 @@ from torchsaver.variables.mapping.layouts import Layout, Transform, identity
 from torchsaver.variables.mapping.name_map import AssignmentMap, Link, Match, match_names
 from torchsaver.variables.mapping.name_rules import Rules
 from torchsaver.variables.mapping.name_tables import ModuleNames, Target
+from torchsaver.variables.mapping.rules_file import ConversionRules, parse_rules
+from torchsaver.variables.mapping.transfer_plan import TransferPlan
 from torchsaver.variables.mapping.transforms import (
     conv,
     conv_transpose,
@@ -39,6 +40,7 @@ from torchsaver.variables.var_list import Slots
 
 __all__ = [
     "Concat",
+    "ConversionRules",
     "Layout",
     "Single",
     "Stack",
@@ -59,13 +61,14 @@ __all__ = [
     "map_names",
     "module_layouts",
     "output_heads",
+    "parse_rules",
     "parse_transform",
     "plan_transfer",
     "pointwise",
     "rnn_layouts",
 ]
 
-_MOST_NEAREST = 10  # finding names that look alike is slow, and nobody reads more
+_MOST_COMPARED = 100  # values that go nowhere, whose likes among the variables are looked for
 
 
 def from_tf(module: torch.nn.Module, rules: Rules = None) -> ModuleNames:
@@ -85,53 +88,6 @@ def from_tf(module: torch.nn.Module, rules: Rules = None) -> ModuleNames:
         TypeError: `module` is no Module, or a rule is none.
     """
     return ModuleNames(module, rules)
-
-
-@dataclass(frozen=True)
-class TransferPlan:
-    """What a transfer would do; its text is a table of it.
-
-    Attributes:
-        save_path: The checkpoint.
-        links: Which value goes where.
-        rows: For each link: key, shape as stored, transform, variable, its shapes.
-        missing: {variable without a value: names of the checkpoint that look like the one it was looked for under}.
-        unused: {key that goes nowhere: its shape}.
-        problems: {variable: why the value found for it does not fit}.
-    """
-
-    save_path: str
-    links: tuple[Link, ...]
-    rows: tuple[tuple[str, str, str, str, str], ...]
-    missing: Mapping[str, tuple[str, ...]]
-    unused: Mapping[str, list[int]]
-    problems: Mapping[str, str]
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether every variable gets a value, and every value fits."""
-        return not self.missing and not self.problems
-
-    def __str__(self) -> str:
-        widths = [max((len(row[column]) for row in self.rows), default=0) for column in range(4)]
-        lines = [
-            f"  {key:{widths[0]}}  {shape:{widths[1]}}  {transform:{widths[2]}}  -> {label:{widths[3]}}  {shapes}"
-            for key, shape, transform, label, shapes in self.rows
-        ]
-        parts = [f"{len(self.rows)} values of {self.save_path!r}:", *lines]
-        if self.problems:
-            parts += [f"{len(self.problems)} do not fit:", *(f"  {name}: {why}" for name, why in self.problems.items())]
-        if self.missing:
-            parts.append(f"{len(self.missing)} variables without a value:")
-            parts += [f"  {name}{_nearest_text(names)}" for name, names in self.missing.items()]
-        if self.unused:
-            parts.append(f"{len(self.unused)} values that go nowhere:")
-            parts += [f"  {key}  {shape}" for key, shape in self.unused.items()]
-        return "\n".join(parts)
-
-
-def _nearest_text(names: Sequence[str]) -> str:
-    return f"; nearest: {', '.join(map(repr, names))}" if names else ""
 
 
 def plan_transfer(ckpt_dir_or_file: str | os.PathLike[str], assignment_map: AssignmentMap) -> TransferPlan:
@@ -154,6 +110,7 @@ def plan_transfer(ckpt_dir_or_file: str | os.PathLike[str], assignment_map: Assi
             rows=tuple(_row(link, reader) for link in match.links),
             missing=_missing(match, names),
             unused={key: list(reader.describe(key).shape) for key in match.unused},
+            alike=_alike(match, names),
             problems={link.label: why for link in match.links if (why := mismatch.why(link.label))},
         )
 
@@ -183,10 +140,19 @@ def _mismatch(reader: CheckpointReader, links: Sequence[Link]) -> MismatchError:
 def _missing(match: Match, names: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
     """Return for each variable without a value the names that look like the one that was looked for."""
     known = [name for key, others in names.items() for name in (key, *others)]
-    return {
-        one.label: nearest_keys(one.name, known) if number < _MOST_NEAREST else ()
-        for number, one in enumerate(match.missing)
-    }
+    none_yet: dict[str, tuple[str, ...]] = {one.label: () for one in match.missing}
+    return none_yet | nearest_by_label({one.label: one.name for one in match.missing}, known)
+
+
+def _alike(match: Match, names: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
+    """Return for values that go nowhere the variables without one that were looked for under names like theirs."""
+    labels = {one.name: one.label for one in match.missing}
+    alike = {}
+    for key in match.unused[:_MOST_COMPARED] if labels else ():
+        found = next((near for name in (*names[key], key) if (near := nearest_keys(name, labels))), ())
+        if found:
+            alike[key] = tuple(labels[name] for name in found)
+    return alike
 
 
 def names_of(reader: CheckpointReader) -> dict[str, list[str]]:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 
 from torchsaver import arguments
-from torchsaver.errors import VarListError, nearest_keys
+from torchsaver.errors import VarListError, nearest_keys, nearest_text
 from torchsaver.formats.regular_file import read_regular
 from torchsaver.reader import CheckpointReader, load_checkpoint
 from torchsaver.storage import paths
@@ -159,8 +159,9 @@ def _require_used(given: Mapping[str, Any], chosen: Sequence[str], argument: str
     unused = [name for name in given if name not in chosen]
     if unused:
         nearest = sorted({near for name in unused for near in nearest_keys(name, chosen)})
-        hint = f"; nearest: {', '.join(map(repr, nearest))}" if nearest else ""
-        raise ValueError(f"{argument}: {', '.join(map(repr, unused))} are no variables that are warm-started{hint}")
+        raise ValueError(
+            f"{argument}: {', '.join(map(repr, unused))} are no variables that are warm-started{nearest_text(nearest)}"
+        )
 
 
 def _key(reader: CheckpointReader, name: str, previous: Mapping[str, str], slots: Slots) -> str:

@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 
 import torchsaver as ts
 from torchsaver.conversion.convert import Conversion, convert_checkpoint, read_rules_file
-from torchsaver.conversion.plan import ConversionError, Format
-from torchsaver.errors import UnsupportedCheckpointError
+from torchsaver.conversion.plan import Format
+from torchsaver.errors import ConversionError, UnsupportedCheckpointError
 from torchsaver.inspection.reports import Progress
 from torchsaver.variables.mapping.rules_file import parse_rules
 

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 
 import torchsaver as ts
 from torchsaver.conversion.convert import convert_checkpoint
-from torchsaver.conversion.plan import ConversionError, Format
+from torchsaver.conversion.plan import Format
+from torchsaver.errors import ConversionError
 from torchsaver.formats.tensorflow.data_types import DATA_TYPES
 from torchsaver.formats.tensorflow.stored_value import key_text
 from torchsaver.variables.mapping.rules_file import parse_rules

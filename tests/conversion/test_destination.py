@@ -16,10 +16,9 @@ from faults.dying_disk import Fault, faults, install, open_files
 from faults.promises import make_repeatable
 
 import torchsaver as ts
-from torchsaver.conversion import convert as convert_module
 from torchsaver.conversion.convert import convert_checkpoint, destination_prefix
-from torchsaver.conversion.plan import ConversionError, Format
-from torchsaver.errors import CheckpointNotFoundError, CorruptCheckpointError
+from torchsaver.conversion.plan import Format
+from torchsaver.errors import CheckpointNotFoundError, ConversionError, CorruptCheckpointError
 from torchsaver.storage import bundle_files, paths
 
 # ---- the destination
@@ -130,7 +129,7 @@ def test_shards_are_of_at_most_so_many_bytes(to: Format, source: str, tmp_path: 
 def test_more_data_files_than_can_be_named_are_refused(
     source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(convert_module, "MOST_SHARDS", 1)
+    monkeypatch.setattr("torchsaver.formats.tensorflow.bundle_writer.MOST_SHARDS", 1)
     with pytest.raises(ConversionError, match="max_shard_bytes 1 makes 2 data files, and 1 can be named"):
         convert_checkpoint(source, tmp_path / "d" / "m", to="tf", max_shard_bytes=1)
     assert not (tmp_path / "d").exists()

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from torchsaver.conversion.plan import ConversionError, Format, Row, plan_manifest, plan_rows
+from torchsaver.conversion.plan import Format, Row, plan_manifest, plan_rows
 from torchsaver.conversion.source import Source, Value
-from torchsaver.errors import VarListError
+from torchsaver.errors import ConversionError, VarListError
 from torchsaver.formats.manifest import Manifest
 from torchsaver.formats.tensor_bytes import dtype_text
 from torchsaver.variables.mapping.rules_file import ConversionRules, parse_rules

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 
 from torchsaver import arguments
-from torchsaver.conversion.plan import ConversionError, Format, Row, plan_manifest, plan_rows
+from torchsaver.conversion.plan import Format, Row, plan_manifest, plan_rows
 from torchsaver.conversion.source import opened_source
+from torchsaver.errors import ConversionError
 from torchsaver.formats.manifest import Manifest
 from torchsaver.formats.safetensors_writer import plan_files
-from torchsaver.formats.tensorflow.bundle_writer import MOST_SHARDS, BundleWriter, Part, Unread, cut_into_shards
+from torchsaver.formats.tensorflow.bundle_writer import BundleWriter, Part, Unread, cut_into_shards
 from torchsaver.formats.tensorflow.data_types import BY_TORCH_NAME, STRING
 from torchsaver.formats.tensorflow.names import INDEX_ENDING, index_beside, index_file
 from torchsaver.formats.tensorflow.stored_value import key_bytes
@@ -82,7 +83,7 @@ def convert_checkpoint(
             pytorch_model.bin.index.json of several.
         destination: A prefix, or the file PREFIX.safetensors or PREFIX.index.
         to: "safetensors" or "tf".
-        rules: How keys are renamed and values laid out, see `parse_rules`; None: they stay as they are.
+        rules: How keys are renamed and values laid out, see `transfer.parse_rules`; None: they stay as they are.
         max_shard_bytes: Write several files, as `Saver` and `save_tf_checkpoint`.
         overwrite: Replace a checkpoint of that name.
         dry_run: Check everything but the values, and write nothing.
@@ -138,10 +139,7 @@ def destination_prefix(destination: str | os.PathLike[str], to: Format) -> str:
 
 def _require_free(prefix: str, to: Format, *, overwrite: bool) -> None:
     files = [index_file(prefix)] if to == "tf" else [paths.index_file(prefix), paths.checkpoint_file(prefix)]
-    there = [path for path in files if os.path.lexists(path)]
-    if directories := list(filter(os.path.isdir, there)):
-        message = "a directory stands where the checkpoint's file goes; move it away, or give another name"
-        raise IsADirectoryError(errno.EISDIR, message, directories[0])
+    there = list(filter(paths.is_taken, files))
     if there and not overwrite:
         message = "a checkpoint is there; give another name, or replace it (--force, overwrite=True)"
         raise FileExistsError(errno.EEXIST, message, there[0])
@@ -212,10 +210,11 @@ def _write_safetensors(
 def _write_tensorflow(
     prefix: str, rows: Sequence[Row], meter: _Meter, max_shard_bytes: int | None, *, overwrite: bool
 ) -> None:
-    shards = cut_into_shards([_part(row, meter) for row in rows], max_shard_bytes)
-    if len(shards) > MOST_SHARDS:
-        found = f"max_shard_bytes {max_shard_bytes} makes {len(shards)} data files"
-        raise ConversionError([f"{found}, and {MOST_SHARDS} can be named; give a larger one"])
+    parts = [_part(row, meter) for row in rows]
+    try:
+        shards = cut_into_shards(parts, max_shard_bytes)
+    except ValueError as error:
+        raise ConversionError([f"{error}; give a larger one"]) from error
     write_bundle(prefix, BundleWriter(shards), overwrite=overwrite)
 
 

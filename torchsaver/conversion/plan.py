@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from torchsaver.conversion.source import Source, Value
-from torchsaver.errors import VarListError
+from torchsaver.errors import ConversionError
 from torchsaver.formats.json_text import is_unicode
 from torchsaver.formats.manifest import Manifest
 from torchsaver.formats.tensor_bytes import why_not_storable
@@ -22,14 +22,6 @@ from torchsaver.variables.var_list import RESERVED_KEY
 from torchsaver.version import __version__
 
 Format = Literal["safetensors", "tf"]
-
-
-class ConversionError(VarListError):
-    """Values cannot be converted, or not under these keys; `problems` has a line for each."""
-
-    def _message(self) -> str:
-        problems = ";\n  ".join(self.problems)
-        return f"nothing was converted, {len(self.problems)} problem{'s' * (len(self.problems) > 1)}:\n  {problems}"
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from torchsaver.formats.checksum import crc32c
 from torchsaver.formats.dtypes import TORCH_NAMES
 from torchsaver.formats.safetensors_header import MAX_RANK
 from torchsaver.formats.staging import staged_targets, staged_values
@@ -147,6 +148,14 @@ def row_major_bytes(tensor: torch.Tensor) -> Iterator[memoryview]:
         yield byte_view(source)
         return
     yield from map(byte_view, staged_values(source))
+
+
+def row_major_crc32c(tensor: torch.Tensor) -> int:
+    """Return the CRC-32C of the tensor's values in row-major order."""
+    checksum = 0
+    for piece in row_major_bytes(tensor):
+        checksum = crc32c(piece, checksum)
+    return checksum
 
 
 def row_major_targets(tensor: torch.Tensor) -> Iterator[memoryview]:

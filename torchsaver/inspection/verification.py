@@ -121,14 +121,13 @@ class _Findings:
         self._is_read = False
         self._checked_tensors = self._checked_bytes = 0
         with self._noting(path):
-            if is_tensorflow(path):
+            if paths.is_index(path):
+                self._open_shards(path)
+            elif is_tensorflow(path):
                 self._open_tensorflow(path)
-                return
-        if paths.is_index(path):
-            self._open_shards(path)
-        elif (file := self._open_file(path)) is not None:
-            self._manifest = file.manifest
-            self._check_file(file)
+            elif (file := self._open_file(path)) is not None:
+                self._manifest = file.manifest
+                self._check_file(file)
 
     @contextlib.contextmanager
     def _noting(self, path: str, tensor: str | None = None) -> Iterator[None]:

@@ -11,13 +11,11 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import re
-import stat
 from collections.abc import Sequence
 
 from torchsaver.formats.tensorflow.bundle_writer import BundleWriter
-from torchsaver.formats.tensorflow.names import data_file, index_file
-from torchsaver.storage import disk, locks
+from torchsaver.formats.tensorflow.names import data_file, index_file, prefix_of_data_file
+from torchsaver.storage import disk, locks, paths
 
 logger = logging.getLogger("torchsaver")
 
@@ -41,7 +39,7 @@ def write_bundle(prefix: str, writer: BundleWriter, *, overwrite: bool = False) 
     """
     index, directory = index_file(prefix), os.path.dirname(prefix)
     disk.make_directories(directory)
-    replaces = _is_taken(index)
+    replaces = paths.is_taken(index)
     if replaces and not overwrite:
         raise FileExistsError(
             errno.EEXIST, "a checkpoint is there; save under another name or pass overwrite=True", index
@@ -68,32 +66,17 @@ def _data_files(prefix: str, count: int, *, only_new: bool) -> list[str]:
     """
     while True:
         names = [data_file(prefix, number, count) for number in range(count)]
-        taken = list(map(_is_taken, names))  # all of them: a directory in the way is told before anything is written
+        taken = list(
+            map(paths.is_taken, names)
+        )  # all of them: a directory in the way is told before anything is written
         if not any(taken) or not only_new:
             return names
         count += 1
 
 
-def _is_taken(path: str) -> bool:
-    """Return whether a file has this name.
-
-    Raises:
-        IsADirectoryError: A directory has it.
-        OSError: The name is too long, or the place may not be looked at.
-    """
-    try:
-        mode = os.lstat(path).st_mode
-    except FileNotFoundError:
-        return False
-    if stat.S_ISDIR(mode):
-        message = "a directory stands where the checkpoint's file goes; move it away or save under another name"
-        raise IsADirectoryError(errno.EISDIR, message, path)
-    return True
-
-
 def _publish(stage: disk.Stage, data: Sequence[str], index: str, *, replaces: bool) -> None:
     """Give the files their names, the index last: it is the commit point."""
-    is_there = _is_taken(index)
+    is_there = paths.is_taken(index)
     if is_there and not replaces:
         message = "another process has just saved a checkpoint of this name; let one save, or each its own"
         raise FileExistsError(errno.EEXIST, message, index)
@@ -113,8 +96,7 @@ def _publish(stage: disk.Stage, data: Sequence[str], index: str, *, replaces: bo
 def _other_data_files(prefix: str, data: Sequence[str]) -> list[str]:
     """Return the data files of this very prefix that are not among `data`."""
     directory, base = os.path.split(prefix)
-    pattern = re.compile(re.escape(base) + r"\.data-[0-9]{5}-of-[0-9]{5}")
-    names = sorted(name for name in os.listdir(directory or ".") if pattern.fullmatch(name))
+    names = sorted(name for name in os.listdir(directory or ".") if prefix_of_data_file(name) == base)
     return [path for name in names if (path := os.path.join(directory, name)) not in data]
 
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import os
-import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
@@ -33,8 +31,8 @@ def make_ready(prefix: str, latest_filename: str | None) -> None:
     """
     directory = os.path.dirname(prefix)
     disk.make_directories(directory)
-    _require_room_for(paths.checkpoint_file(prefix))
-    _require_room_for(paths.index_file(prefix))
+    paths.is_taken(paths.checkpoint_file(prefix))
+    paths.is_taken(paths.index_file(prefix))
     _require_name(paths.state_file(directory, latest_filename))
     disk.sweep(directory)
 
@@ -47,22 +45,6 @@ def _require_name(path: str) -> None:
     """
     with contextlib.suppress(FileNotFoundError):
         os.lstat(path)
-
-
-def _require_room_for(path: str) -> None:
-    """Check that a file can take the name `path`: no directory has it, and the system allows it.
-
-    Raises:
-        IsADirectoryError: A directory stands there.
-        OSError: The name is too long, or the place may not be looked at.
-    """
-    try:
-        mode = os.lstat(path).st_mode
-    except FileNotFoundError:
-        return
-    if stat.S_ISDIR(mode):
-        message = "a directory stands where the checkpoint file goes; move it away or save under another name"
-        raise IsADirectoryError(errno.EISDIR, message, path)
 
 
 class StagedCheckpoint:
@@ -217,7 +199,7 @@ def is_ours(path: str) -> bool:
 
 
 def remove_checkpoint(checkpoint_prefix: str | os.PathLike[str]) -> None:
-    """Remove the files of a checkpoint: PREFIX.safetensors, or its index and shards.
+    """Remove the files of a checkpoint: PREFIX.safetensors, or its index and shards; never TensorFlow's own files.
 
     As in TF, it is silent when nothing is there, and the state file and savers are not told. Unlike TF, the prefix is
     literal: `*`, `?` and `[` match only themselves.

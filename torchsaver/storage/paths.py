@@ -14,6 +14,7 @@ itself gives to a sharded V1 checkpoint, which it writes with question marks.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import stat
@@ -148,6 +149,23 @@ def _is_file(path: str) -> bool:
         return not stat.S_ISDIR(os.stat(path).st_mode)
     except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL, which no file name holds
         return False
+
+
+def is_taken(path: str) -> bool:
+    """Return whether a file of a checkpoint would take another one's name.
+
+    Raises:
+        IsADirectoryError: A directory has it.
+        OSError: The name is too long, or the place may not be looked at.
+    """
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return False
+    if stat.S_ISDIR(mode):
+        message = "a directory stands where the checkpoint's file goes; move it away or choose another name"
+        raise IsADirectoryError(errno.EISDIR, message, path)
+    return True
 
 
 def find_version(save_path: str) -> tuple[str, tuple[int, ...]] | None:

@@ -12,13 +12,11 @@ from typing import Any, Protocol
 
 import torch
 
-from torchsaver.errors import CorruptCheckpointError, MismatchError, SkippedCheckpoint, nearest_keys
+from torchsaver.errors import CorruptCheckpointError, MismatchError, SkippedCheckpoint, nearest_by_label
 from torchsaver.formats.tensor_bytes import dtype_text, why_not_writable
 from torchsaver.variables.mapping.layouts import Layout
 from torchsaver.variables.state_tree import tensor_keys
 from torchsaver.variables.var_list import Slots
-
-_MOST_NEAREST = 10  # finding names that look alike is slow, and nobody reads more
 
 
 class Stored(Protocol):
@@ -160,7 +158,7 @@ def plan_restore(slots: Slots, checkpoint: Checkpoint, *, strict: bool, reshape:
     _plan_objects(plan, slots, checkpoint)
     missing = plan.missing if strict else []
     if missing or shapes or dtypes or targets:
-        nearest = {key: nearest_keys(key, checkpoint.keys()) for key in missing[:_MOST_NEAREST]}
+        nearest = nearest_by_label({key: key for key in missing}, checkpoint.keys())
         raise MismatchError(
             checkpoint.save_path, missing=missing, shapes=shapes, dtypes=dtypes, targets=targets, nearest=nearest
         )

@@ -385,7 +385,9 @@ def test_tensor_of_an_unknown_dtype_is_listed_and_only_its_values_are_refused(tm
         assert list(file.tensors.values()) == tensors
         assert bytes(file.read_numbers(tensors[1], WHOLE_VECTOR)) == bytes(4)
         for tensor in (tensors[0], tensors[3]):
-            with pytest.raises(UnsupportedCheckpointError, match=f"'.' has the dtype {tensor.type_number}"):
+            with pytest.raises(
+                UnsupportedCheckpointError, match=f"'.' is of TensorFlow's dtype number {tensor.type_number}"
+            ):
                 file.read_numbers(tensor, WHOLE_VECTOR)
         with pytest.raises(UnsupportedCheckpointError, match="'c': numbers of DT_BFLOAT16"):  # V1 has no place for it
             file.read_numbers(tensors[2], WHOLE_VECTOR)

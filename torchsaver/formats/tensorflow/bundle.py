@@ -19,7 +19,8 @@ from torchsaver.formats.safetensors_header import TensorSpec
 from torchsaver.formats.tensor_file import TensorFile
 from torchsaver.formats.tensorflow.data_file import DataFile, require_no_pointer
 from torchsaver.formats.tensorflow.data_types import STRING, DataType
-from torchsaver.formats.tensorflow.names import INDEX_ENDING, data_file
+from torchsaver.formats.tensorflow.messages import FOR_OTHER_READERS, is_for_other_readers, parse_shape
+from torchsaver.formats.tensorflow.names import INDEX_ENDING, MOST_SHARDS, data_file
 from torchsaver.formats.tensorflow.object_graph import OBJECT_GRAPH_KEY, ObjectGraph, parse_object_graph
 from torchsaver.formats.tensorflow.slices import (
     Range,
@@ -41,10 +42,7 @@ from torchsaver.formats.tensorflow.stored_value import (
 from torchsaver.formats.tensorflow.texts import ByteOrder
 from torchsaver.formats.tensorflow.wire import Schema, parse_message
 
-_READER_VERSION = 1  # what a bundle's min_consumer may ask for
-_MOST_SHARDS = 99_999  # their names have five digits
 _HEADER = Schema({1: ("num_shards", "int64"), 2: ("endianness", "int64"), 3: ("version", "bytes")})
-_VERSION = Schema({1: ("producer", "int64"), 2: ("min_consumer", "int64"), 3: ("bad_consumers", "int64*")})
 _ENTRY = Schema(
     {
         1: ("dtype", "int64"),
@@ -56,8 +54,6 @@ _ENTRY = Schema(
         7: ("slices", "bytes*"),
     }
 )
-_SHAPE = Schema({2: ("dims", "bytes*"), 3: ("unknown_rank", "int64")})
-_DIM = Schema({1: ("size", "int64")})
 
 
 class _Entry(NamedTuple):
@@ -79,14 +75,13 @@ def _parse_entry(data: bytes) -> _Entry:
         ValueError: It is none.
     """
     message = parse_message(data, _ENTRY)
-    shape = parse_message(message["shape"], _SHAPE)
-    if shape["unknown_rank"]:
+    if (shape := parse_shape(message["shape"])) is None:
         raise ValueError("its shape is unknown")
     if min(message["offset"], message["size"]) < 0:
         raise ValueError(f"{message['size']} bytes at {message['offset']}")
     return _Entry(
         type_number=message["dtype"],
-        shape=tuple(parse_message(dim, _DIM)["size"] for dim in shape["dims"]),
+        shape=shape,
         shard=message["shard_id"],
         start=message["offset"],
         nbytes=message["size"],
@@ -127,16 +122,16 @@ class Bundle:
     def _read_header(self) -> tuple[int, ByteOrder]:
         try:
             header = parse_message(self._table.pop(b""), _HEADER)
-            version = parse_message(header["version"], _VERSION)
+            is_for_others = is_for_other_readers(header["version"])
         except KeyError as error:
             raise CorruptCheckpointError(self.path, 0, "the index has no header, under the empty key") from error
         except ValueError as error:
             raise CorruptCheckpointError(self.path, 0, f"header of the index: {error}") from error
-        if version["min_consumer"] > _READER_VERSION or _READER_VERSION in version["bad_consumers"]:
-            raise UnsupportedCheckpointError(self.path, f"its version asks for a newer reader than {_READER_VERSION}")
+        if is_for_others:
+            raise UnsupportedCheckpointError(self.path, FOR_OTHER_READERS)
         if header["endianness"] not in (0, 1):
             raise UnsupportedCheckpointError(self.path, f"byte order {header['endianness']}; 0 and 1 are known")
-        if not 0 < header["num_shards"] <= _MOST_SHARDS:
+        if not 0 < header["num_shards"] <= MOST_SHARDS:
             raise CorruptCheckpointError(self.path, 0, f"the index counts {header['num_shards']} data files")
         return header["num_shards"], "big" if header["endianness"] else "little"
 
@@ -187,7 +182,7 @@ class Bundle:
             raw = key_bytes(key)
             if raw in self._table and raw:
                 self._found[key] = self._value(key, raw)
-            elif OBJECT_GRAPH_KEY.encode() in self._table and (graph := self.object_graph()) is not None:
+            elif (graph := self.object_graph()) is not None:
                 stored_key = graph.find(key)
                 return None if stored_key is None or stored_key == key else self.find(stored_key)
             else:

@@ -20,12 +20,12 @@ from torchsaver.formats.regular_file import MOST_BUFFERS
 from torchsaver.formats.safetensors_writer import Sink
 from torchsaver.formats.tensor_bytes import is_dense, row_major_bytes
 from torchsaver.formats.tensorflow.data_types import DataType
+from torchsaver.formats.tensorflow.names import MOST_SHARDS
 from torchsaver.formats.tensorflow.slices import WHOLE, Range, slice_key
 from torchsaver.formats.tensorflow.sstable import masked
 from torchsaver.formats.tensorflow.table_writer import format_table
 from torchsaver.formats.tensorflow.wire import format_bytes, format_fixed32, format_number, format_varint
 
-MOST_SHARDS = 99_999  # their names have five digits
 _VERSION = format_number(1, 1)  # VersionDef: producer 1, which has been TensorFlow's since 2016
 
 
@@ -75,7 +75,11 @@ class Part:
 
 
 def cut_into_shards(parts: Iterable[Part], max_shard_bytes: int | None) -> list[list[Part]]:
-    """Return the parts of each data file, of at most `max_shard_bytes`, in their order; a larger part has its own."""
+    """Return the parts of each data file, of at most `max_shard_bytes`, in their order; a larger part has its own.
+
+    Raises:
+        ValueError: They are more than can be named.
+    """
     shards: list[list[Part]] = [[]]
     filled = 0
     for part in parts:
@@ -85,6 +89,10 @@ def cut_into_shards(parts: Iterable[Part], max_shard_bytes: int | None) -> list[
             filled = 0
         shards[-1].append(part)
         filled += nbytes
+    if len(shards) > MOST_SHARDS:
+        raise ValueError(
+            f"max_shard_bytes {max_shard_bytes} makes {len(shards)} data files, and {MOST_SHARDS} can be named"
+        )
     return shards
 
 

@@ -48,7 +48,7 @@ def is_tensorflow(path: str) -> bool:
     if names.is_index(path):
         return True
     if (index := names.index_beside(path)) is not None:
-        what = "a graph of TensorFlow's, without values" if path.endswith(".meta") else "a data file of TensorFlow's"
+        what = "a graph of TensorFlow's, without values" if names.is_graph(path) else "a data file of TensorFlow's"
         raise CorruptCheckpointError(path, 0, f"it is {what}, and the checkpoint's index {index!r} is missing")
     if path.endswith(".safetensors"):
         return False

@@ -13,7 +13,9 @@ import os
 import re
 
 INDEX_ENDING = ".index"
-_BESIDE_INDEX = re.compile(r"(.+)(?:\.data-[0-9]{5}-of-[0-9]{5}|\.meta)\Z", re.DOTALL)
+MOST_SHARDS = 99_999  # data files of a bundle: their names have five digits
+_DATA_FILE = re.compile(r"(.+)\.data-[0-9]{5}-of-[0-9]{5}\Z", re.DOTALL)
+_GRAPH_ENDING = ".meta"
 _V1_SHARD = re.compile(r"(.*)-(?:[0-9]{5}|\?{5})-of-([0-9]{5})\Z", re.DOTALL)
 
 
@@ -34,8 +36,19 @@ def is_index(path: str) -> bool:
 
 def index_beside(path: str) -> str | None:
     """Return the index that belongs to a path named as a data file or as a graph, None for other names."""
-    match = _BESIDE_INDEX.match(path)
-    return None if match is None else index_file(match[1])
+    prefix = path.removesuffix(_GRAPH_ENDING) if is_graph(path) else prefix_of_data_file(path)
+    return None if prefix is None else index_file(prefix)
+
+
+def is_graph(path: str) -> bool:
+    """Return whether a file is named as the graph beside a checkpoint."""
+    return path.endswith(_GRAPH_ENDING) and path != _GRAPH_ENDING
+
+
+def prefix_of_data_file(path: str) -> str | None:
+    """Return the prefix of a path named as a data file, None for other names."""
+    match = _DATA_FILE.match(path)
+    return None if match is None else match[1]
 
 
 def shards_of_pattern(path: str) -> list[str]:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from torchsaver.formats.tensorflow.wire import Schema, parse_message
 
 WHOLE = -1  # as a length: all of the dimension
-_MOST_SLICES = 4096  # comparing them takes a second at most, and grows as the square of their number
+MOST_SLICES = 4096  # comparing them takes a second at most, and grows as the square of their number
 
 _SLICE = Schema({1: ("extents", "bytes*")})
 _EXTENT = Schema({1: ("start", "int64"), 2: ("lengths", "int64*")})  # whether there is a length matters
@@ -68,8 +68,8 @@ def require_partition(shape: Sequence[int], slices: Sequence[Sequence[Range]]) -
     Raises:
         ValueError: One has another rank or reaches beyond the tensor, two overlap, or they leave a gap.
     """
-    if len(slices) > _MOST_SLICES:
-        raise ValueError(f"{len(slices)} slices are more than {_MOST_SLICES}")
+    if len(slices) > MOST_SLICES:
+        raise ValueError(f"{len(slices)} slices are more than {MOST_SLICES}")
     resolved = []
     for ranges in slices:
         if len(ranges) != len(shape):

@@ -17,26 +17,24 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from types import TracebackType
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 from torchsaver.errors import CorruptCheckpointError, UnsupportedCheckpointError
 from torchsaver.formats.regular_file import RegularFile
-from torchsaver.formats.tensorflow.data_types import DATA_TYPES, STRING, DataType
+from torchsaver.formats.tensorflow.data_types import STRING, DataType
+from torchsaver.formats.tensorflow.messages import FOR_OTHER_READERS, is_for_other_readers, parse_shape
 from torchsaver.formats.tensorflow.slices import Range, parse_slice, slice_key
 from torchsaver.formats.tensorflow.sstable import read_block, read_index
+from torchsaver.formats.tensorflow.stored_value import key_text, known_type
 from torchsaver.formats.tensorflow.v1_values import Span, is_number, parse_numbers, parse_record, parse_strings
 from torchsaver.formats.tensorflow.wire import Schema, parse_message
 
-_VERSION = 1  # TF_CHECKPOINT_VERSION
 _MOST_DIMENSIONS = 254  # TensorShape::MaxDimensions
 _MOST_GROWTH = 22  # of a compressed block; and a value takes a byte at least
 
 _SAVED = Schema({1: ("metas", "bytes*")})
 _META = Schema({1: ("tensors", "bytes*"), 2: ("versions", "bytes")})
-_VERSIONS = Schema({2: ("min_consumer", "int64"), 3: ("bad_consumers", "int64*")})
 _TENSOR = Schema({1: ("name", "bytes"), 2: ("shape", "bytes"), 3: ("type", "int64"), 4: ("slices", "bytes*")})
-_SHAPE = Schema({2: ("dims", "bytes*"), 3: ("has_unknown_rank", "int64")})
-_DIM = Schema({1: ("size", "int64")})
 
 _T = TypeVar("_T")
 
@@ -95,11 +93,11 @@ class V1File:
         if data is None:
             raise CorruptCheckpointError(self.path, offset, "it has no meta, key '', with which a V1 checkpoint starts")
         try:
-            tensors, versions = _parse_meta(data)
+            tensors, is_for_others = _parse_meta(data)
         except ValueError as error:
             raise CorruptCheckpointError(self.path, offset, f"meta: {error}") from error
-        if versions["min_consumer"] > _VERSION or _VERSION in versions["bad_consumers"]:
-            raise UnsupportedCheckpointError(self.path, f"it says that readers of version {_VERSION} cannot read it")
+        if is_for_others:
+            raise UnsupportedCheckpointError(self.path, FOR_OTHER_READERS)
         return tensors
 
     def _find(self, key: bytes) -> tuple[bytes | None, int]:
@@ -120,9 +118,7 @@ class V1File:
         Raises:
             UnsupportedCheckpointError: It is unknown.
         """
-        if tensor.type_number not in DATA_TYPES:
-            raise UnsupportedCheckpointError(self.path, f"{_text(tensor.name)} has the dtype {tensor.type_number}")
-        return DATA_TYPES[tensor.type_number]
+        return known_type(tensor.type_number, key_text(tensor.name), self.path)
 
     def slice_within(self, tensor: V1Tensor, ranges: Sequence[Range]) -> tuple[Range, ...]:
         """Return a slice with its lengths in elements, which are no more than the file can hold.
@@ -266,8 +262,8 @@ def open_v1(paths: Sequence[str]) -> V1Files:
         return checkpoint
 
 
-def _parse_meta(data: bytes) -> tuple[dict[bytes, V1Tensor], dict[str, Any]]:
-    """Return the tensors and the versions of the record under the key ""."""
+def _parse_meta(data: bytes) -> tuple[dict[bytes, V1Tensor], bool]:
+    """Return the tensors of the record under the key "", and whether it is for other readers."""
     metas = parse_message(data, _SAVED)["metas"]
     if not metas:
         raise ValueError("the record has none")
@@ -277,12 +273,10 @@ def _parse_meta(data: bytes) -> tuple[dict[bytes, V1Tensor], dict[str, Any]]:
         message = parse_message(each, _TENSOR)
         if message["name"] in tensors:
             raise ValueError(f"{_text(message['name'])} is there twice")
-        shape = parse_message(message["shape"], _SHAPE)
-        sizes = tuple(parse_message(dim, _DIM)["size"] for dim in shape["dims"])
+        shape = parse_shape(message["shape"])
         slices = tuple(map(parse_slice, message["slices"]))
-        unknown = bool(shape["has_unknown_rank"])
-        tensors[message["name"]] = V1Tensor(message["name"], message["type"], sizes, slices, unknown)
-    return tensors, parse_message(meta["versions"], _VERSIONS)
+        tensors[message["name"]] = V1Tensor(message["name"], message["type"], shape or (), slices, shape is None)
+    return tensors, is_for_other_readers(meta["versions"])
 
 
 def _within(tensor: V1Tensor, ranges: Sequence[Range], most_values: int) -> tuple[Range, ...]:

@@ -7,6 +7,7 @@
 # make interop   with real TensorFlow, which it installs for itself the first time (tests/interop/README.md)
 # make bench   beside other libraries and the machine's limits, small models in two minutes (tests/benchmarks/README.md)
 # make bench-full   the models that the results in the README are of, in 25 minutes; root makes files cold for certain
+# make bench-background   how long a save in the background blocks, beside a plain copy and PyTorch's async_save: two minutes
 # make bench-tensorflow   reading TensorFlow's checkpoints beside TensorFlow; BENCH_TF_PYTHON names a Python that has it
 
 PYTHON ?= python3
@@ -14,17 +15,20 @@ BIN := .venv/bin
 SECONDS ?= 600
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check lint faults faults-full fuzz interop bench bench-full bench-tensorflow format clean
+.PHONY: demo test check lint faults faults-full fuzz interop bench bench-full bench-background bench-tensorflow format clean
 
 demo: .venv/installed
 	$(BIN)/python examples/tf_guide.py
 	$(BIN)/python examples/train_digits.py
+	$(BIN)/python examples/full_resume.py
+
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
 test: .venv/installed
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 check: lint
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 lint: .venv/installed
 	$(BIN)/ruff format --check .
@@ -66,6 +70,9 @@ interop:
 
 bench: .venv/bench
 	PYTHONPATH=tests $(BIN)/python -m benchmarks --mode quick
+
+bench-background: .venv/bench
+	PYTHONPATH=tests $(BIN)/python -m benchmarks.background_saves
 
 bench-tensorflow: .venv/bench
 	PYTHONPATH=tests $(BIN)/python -m benchmarks.tensorflow_reading

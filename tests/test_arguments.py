@@ -50,7 +50,7 @@ def test_step_number_of_an_integer_or_0d_tensor_is_an_int(given: Any, step: int 
         torch.tensor([1]),
         torch.tensor(True),
         torch.tensor(1j),
-        object(),
+        pytest.param(object(), id="object"),
     ],
     ids=repr,
 )

@@ -205,6 +205,7 @@ def test_verify_json_has_stable_names(runs: Path, capsys: pytest.CaptureFixture[
         "verdict": "damaged",
         "global_step": 2,
         "sequence": 2,
+        "alias_of": None,
         "files": ["runs/m-2.safetensors"],
         "file_bytes": (runs / "m-2.safetensors").stat().st_size,
         "tensors": 2,

@@ -143,9 +143,9 @@ def test_what_is_left_out_is_named_up_to_three_of_a_kind_and_all_of_them_in_a_dr
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     torch.save({"w": torch.ones(1), **{f"n{n}": n for n in range(5)}}, "many.pt")
-    assert main(["convert", "many.pt", "new"]) == 0
+    assert main(["convert", "many.pt", "new", "--to", "tf"]) == 0
     assert printed(capsys)[0] == "left out, no tensor: n0, n1, n2, ... 5 in all"
-    assert main(["convert", "many.pt", "other", "--dry-run"]) == 0
+    assert main(["convert", "many.pt", "other", "--to", "tf", "--dry-run"]) == 0
     assert "left out, no tensor: n0, n1, n2, n3, n4" in printed(capsys)
 
 

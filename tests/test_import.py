@@ -135,7 +135,7 @@ def test_submodule_can_be_imported_first(name: str) -> None:
 
 
 def test_submodule_can_be_imported_from_the_package() -> None:
-    _run("from torchsaver import retention, Saver; assert retention.__name__ == 'torchsaver.retention'")
+    _run("from torchsaver import rotation, Saver; assert rotation.__name__ == 'torchsaver.rotation'")
 
 
 def test_error_is_pickled_and_read_back_by_its_name() -> None:

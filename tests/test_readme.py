@@ -40,16 +40,23 @@ def test_swap_program_prints_the_swapped_values_and_the_command_line_shows_its_f
     assert _run(["python", "swap.py"], tmp_path) == CONSOLES[1]
     # A header's size depends on how many digits the clock has.
     changing = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d( +\d+  yes)?")
-    assert changing.sub("DATE", _replay(CONSOLES[3], tmp_path)) == changing.sub("DATE", CONSOLES[3])
+    assert changing.sub("DATE", _replay(CONSOLES[4], tmp_path)) == changing.sub("DATE", CONSOLES[4])
+
+
+def test_program_with_the_whole_run_prints_why_each_checkpoint_stays(tmp_path: Path) -> None:
+    (tmp_path / "full.py").write_text(PROGRAMS[2])
+    printed = re.sub(r"(by min loss,) .*", r"\1 LOSS", _run(["python", "full.py"], tmp_path))
+    assert printed == CONSOLES[2]
+    assert os.path.samefile(tmp_path / "full" / "best.safetensors", tmp_path / "full" / "model.ckpt-1000.safetensors")
 
 
 def test_migration_program_prints_its_plan(tmp_path: Path) -> None:
-    (tmp_path / "migrate.py").write_text(PROGRAMS[2])
-    assert _run(["python", "migrate.py"], tmp_path) == CONSOLES[2]
+    (tmp_path / "migrate.py").write_text(PROGRAMS[3])
+    assert _run(["python", "migrate.py"], tmp_path) == CONSOLES[3]
 
 
 def test_readme_has_no_program_or_console_that_is_not_run() -> None:
-    assert (len(PROGRAMS), len(CONSOLES)) == (3, 4)
+    assert (len(PROGRAMS), len(CONSOLES)) == (4, 5)
 
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))

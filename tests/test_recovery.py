@@ -405,3 +405,74 @@ def test_checkpoint_of_tensorflow_that_is_gone_is_told_so(tmp_path: Path) -> Non
     Path(prefix + ".index").unlink()
     with pytest.raises(ts.NoValidCheckpointError, match="it is gone"):
         ts.newest_valid_checkpoint(tmp_path)
+
+
+# ---- why it is this one, and what goes with it
+
+
+def _measured(directory: Path, *steps: int) -> Path:
+    saver = ts.Saver({"x": torch.ones(2)})
+    for step in steps:
+        saver.save(directory / "m", step, metrics={"loss": 1.0 / step})
+    return directory
+
+
+def _reason(directory: Path) -> str:
+    report = ts.Saver({"x": torch.ones(2)}).resume(directory)
+    assert report is not None
+    return report.reason
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        ("nothing", "the newest that the state file lists"),
+        ("the newest", "the newest that the state file lists, of those that hold"),
+        ("no state file", "the newest by the checkpoints' own records, since there is no state file"),
+        ("the state file", "the newest by the checkpoints' own records, since the state file is damaged"),
+        ("all that is listed", "the newest by the checkpoints' own records, since nothing the state file lists holds"),
+    ],
+)
+def test_resume_says_why_it_is_this_checkpoint(tmp_path: Path, damage: str, reason: str) -> None:
+    _measured(tmp_path, 1, 2)
+    if damage == "the newest":
+        (tmp_path / "m-2.safetensors").write_bytes(b"\0" * 9)
+    elif damage == "no state file":
+        (tmp_path / "checkpoint").unlink()
+    elif damage == "the state file":
+        (tmp_path / "checkpoint").write_bytes(b"\xff")
+    elif damage == "all that is listed":
+        ts.update_checkpoint_state(tmp_path, "m-2")
+        (tmp_path / "m-2.safetensors").unlink()
+    assert _reason(tmp_path) == reason
+
+
+def test_resume_gives_back_the_metrics_and_restore_does(tmp_path: Path) -> None:
+    _measured(tmp_path, 1, 2)
+    report = ts.Saver({"x": torch.ones(2)}).resume(tmp_path)
+    assert report is not None
+    assert report.metrics == {"loss": 0.5}
+    restored = ts.Saver({"x": torch.ones(2)}).restore(tmp_path / "m-1")
+    assert (restored.metrics, restored.reason) == ({"loss": 1.0}, "")
+
+
+def test_records_kept_are_the_files_own_and_leave_out_what_is_damaged_or_gone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from torchsaver.recovery import find_newest_valid, records_kept
+
+    _measured(tmp_path, 1, 2, 3, 4)
+    (tmp_path / "m-1.safetensors").write_bytes(b"\0" * 9)
+    search = find_newest_valid(str(tmp_path))
+    assert search is not None
+    assert search.reader is not None
+    search.reader.close()
+    (tmp_path / "m-2.safetensors").unlink()
+    records = records_kept(str(tmp_path), search)
+    assert [(r.name, r.step, dict(r.metrics)) for r in records] == [
+        ("m-3", 3, {"loss": 1 / 3}),
+        ("m-4", 4, {"loss": 0.25}),
+    ]
+    assert records[0].time <= records[1].time
+    assert "m-1 is left out of the list" in caplog.text
+    assert [os.path.basename(skip.save_path) for skip in search.skipped] == ["m-1"]

@@ -3,6 +3,7 @@
 import fcntl
 import gc
 import json
+import math
 import os
 import subprocess
 import sys
@@ -17,10 +18,10 @@ from roundtrip import Held
 from torch import nn
 
 import torchsaver as ts
-from torchsaver import retention
 from torchsaver.formats import regular_file
 from torchsaver.formats.manifest import Manifest
 from torchsaver.formats.safetensors_writer import FilePlan
+from torchsaver.retention.window import Record, TFRules, Window
 from torchsaver.rotation import Rotation
 from torchsaver.storage import checkpoint_files, disk, paths
 
@@ -340,9 +341,9 @@ def test_directory_named_like_the_index_is_found_before_writing(tmp_path: Path) 
 
 
 def test_listed_checkpoint_is_not_doomed_any_more(tmp_path: Path) -> None:
-    rotation = Rotation(2, float("inf"), relative_paths=True)
+    rotation = Rotation(TFRules(2, math.inf), relative_paths=True)
     names = [save(tmp_path / "m", step, x=torch.ones(1)) for step in (1, 2)]
-    rotation._window = retention.Window(doomed=(retention.Record(names[0], 0.0, paths.identity(names[0])),))
+    rotation._window = Window(doomed=(Record(names[0], 0.0, paths.identity(names[0])),))
     rotation.replace([(name, 0.0) for name in names])
     rotation._remove_old(str(tmp_path))
     assert ts.checkpoint_exists(names[0])
@@ -351,10 +352,11 @@ def test_listed_checkpoint_is_not_doomed_any_more(tmp_path: Path) -> None:
 def test_default_device_was_asked_for_host_memory(tmp_path: Path) -> None:
     turned = torch.arange(6.0).reshape(2, 3).t()
     target = torch.zeros(2, 3).t()
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1, momentum=0.9)
+    parameter = torch.nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.SGD([parameter], lr=0.1, momentum=0.9)
     with torch.device("meta"):
-        prefix = ts.Saver({"w": turned, "o": optimizer}).save(tmp_path / "m")
-        ts.Saver({"w": target, "o": optimizer}).restore(prefix)
+        prefix = ts.Saver({"w": turned, "o": optimizer, "p": parameter}).save(tmp_path / "m")
+        ts.Saver({"w": target, "o": optimizer, "p": parameter}).restore(prefix)
         assert ts.load_variable(str(prefix), "w").device.type == "cpu"
     assert torch.equal(target, turned)
 

@@ -13,6 +13,7 @@ import torch
 from damage import no_room_for_the_state_file
 
 import torchsaver as ts
+from torchsaver.retention.window import Record
 from torchsaver.storage import disk, locks, paths
 from torchsaver.storage.catalog import read_commit
 
@@ -449,7 +450,8 @@ def test_leftover_that_another_save_has_replaced_since_it_was_read_stays(
     _die_before_the_state_file(tmp_path, 3, monkeypatch, max_to_keep=1)
     saver = _saver(max_to_keep=1)
     saver.resume(tmp_path)
-    saver._rotation.plan(str(tmp_path / "m-9"), 0.0, None)  # has read the header of 3
+    ninth = Record(str(tmp_path / "m-9"), 0.0, str(tmp_path / "m-9"))
+    saver._rotation.plan(ninth, None)  # has read the header of 3
     other = _saver(keep_checkpoint_every_n_hours=0.0)
     other.save(tmp_path / "m", 3)
     ts.update_checkpoint_state(tmp_path, "m-2")  # as if it had left the other's list for ever

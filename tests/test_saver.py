@@ -210,7 +210,7 @@ def test_any_json_value_comes_back_as_metadata(metadata: Any, tmp_path: Path) ->
     assert saver.restore(saver.save(tmp_path / "m", metadata=metadata)).metadata == metadata
 
 
-@pytest.mark.parametrize("metadata", [{"loss": math.nan}, (1, 2), {1: 2}, {"x": object()}, "\ud800"], ids=repr)
+@pytest.mark.parametrize("metadata", [{"loss": math.nan}, (1, 2), {1: 2}, {"x": object}, "\ud800"], ids=repr)
 def test_metadata_that_json_would_change_is_refused_before_writing(metadata: Any, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="metadata"):
         ts.Saver({"x": torch.ones(1)}).save(tmp_path / "m", metadata=metadata)
@@ -414,15 +414,21 @@ def test_optimizer_scheduler_and_model_come_back_and_training_goes_on_alike(tmp_
     assert one[2].state_dict() == two[2].state_dict()
 
 
+def _refuse(*_: Any) -> None:
+    raise ValueError("no")
+
+
 def test_object_that_refuses_its_state_leaves_everything_as_it_was(tmp_path: Path) -> None:
     weight, other = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
     optimizer = torch.optim.SGD([weight], lr=0.1, momentum=0.9)
     prefix = ts.Saver({"w": weight, "o": optimizer}).save(tmp_path / "m")
     two_groups = torch.optim.SGD([{"params": [weight]}, {"params": [other]}], lr=0.5)
+    two_groups.register_load_state_dict_pre_hook(_refuse)
     with torch.no_grad():
         weight.fill_(9.0)
-    with pytest.raises(ts.MismatchError, match=r"o: has 2 parameter groups, and 1 in checkpoint"):
-        ts.Saver({"w": weight, "o": two_groups}).restore(prefix)
+    saver = ts.Saver({"w": weight, "o": two_groups, "v": other})
+    with pytest.raises(ts.MismatchError, match=r"o: load_state_dict\(\) raised ValueError: no"):
+        saver.restore(prefix, strict=False)
     assert weight.tolist() == [9.0, 9.0]
     assert two_groups.param_groups[0]["lr"] == 0.5
 

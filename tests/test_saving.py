@@ -71,17 +71,17 @@ def test_save_of_unchanged_tensors_uses_the_plans_again_and_of_changed_ones_make
     model = Model()
     saver = ts.Saver(model)
     saved(saver, tmp_path / "m")
-    before = saver._prepared_save
+    before = saver._writer._prepared
     assert before.basis is not None
     model.fill(seed=1)
     saved(saver, tmp_path / "n")
-    assert saver._prepared_save is before
+    assert saver._writer._prepared is before
     model.half()
     saved(saver, tmp_path / "m")
-    after = saver._prepared_save
+    after = saver._writer._prepared
     assert after is not before
     saved(saver, tmp_path / "m")
-    assert saver._prepared_save is after
+    assert saver._writer._prepared is after
 
 
 def test_save_of_a_dict_follows_its_tensors_and_not_what_a_module_has_instead(tmp_path: Path) -> None:
@@ -176,7 +176,7 @@ def test_prepared_save_keeps_no_tensor_alive_nor_its_module(tmp_path: Path) -> N
     model.square = nn.Parameter(torch.zeros(4, 4))
     gc.collect()
     assert old() is None
-    prepared, module = (saver._prepared_save, saver._prepared_restore), weakref.ref(model)
+    prepared, module = (saver._writer._prepared, saver._prepared_restore), weakref.ref(model)
     del saver, model
     gc.collect()
     assert module() is None
@@ -189,8 +189,8 @@ def test_copy_of_a_saver_that_has_saved_saves_and_restores_its_own_tensors(copie
     prefix = saver.save(tmp_path / "m")
     saver.restore(prefix)
     other = copied(saver)
-    assert other._prepared_save.basis is None
-    (entry,), (own,) = saver._entries, other._entries
+    assert other._writer._prepared.basis is None
+    (entry,), (own,) = saver._variables._entries, other._variables._entries
     assert own.value is not entry.value
     with torch.no_grad():
         own.value.weight.fill_(3)
@@ -218,7 +218,7 @@ def test_save_of_twenty_thousand_tiny_tensors_beside_large_ones_comes_back(tmp_p
     expected = large.clone()
     saver = ts.Saver(values)
     prefix = saver.save(tmp_path / "m")
-    (plan,) = saver._prepared_save.plans
+    (plan,) = saver._writer._prepared.plans
     assert max(len(chunk.sizes) for chunk in plan._chunks) == MOST_BUFFERS
     found = load_file(f"{prefix}.safetensors")
     assert torch.equal(torch.cat([found.pop(f"layer.{number}") for number in range(20_000)]), numbers)

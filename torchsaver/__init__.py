@@ -26,9 +26,17 @@ if typing.TYPE_CHECKING:
     from torchsaver.inspection.listing import print_tensors_in_checkpoint_file
     from torchsaver.inspection.reports import CheckpointStatus, Damage, DirectoryReport, Progress, VerifyReport
     from torchsaver.inspection.verification import verify_checkpoint
+    from torchsaver.loop.checkpoint_waiting import checkpoints_iterator
+    from torchsaver.loop.saver_hook import CheckpointSaverHook, CheckpointSaverListener
+    from torchsaver.loop.training_steps import TrainingSteps, training_steps
+    from torchsaver.manager import CheckpointManager
+    from torchsaver.pruning import prune_checkpoints
     from torchsaver.reader import CheckpointReader, list_variables, load_checkpoint, load_variable
     from torchsaver.recovery import newest_valid_checkpoint
+    from torchsaver.retention.policies import Best, EveryNHours, EveryNSteps, Latest, Pinned
+    from torchsaver.retention.window import Decision
     from torchsaver.saver import Saver
+    from torchsaver.saving import SavedCheckpoint
     from torchsaver.storage.checkpoint_files import checkpoint_exists, get_checkpoint_mtimes, remove_checkpoint
     from torchsaver.storage.state_file import (
         CheckpointState,
@@ -41,27 +49,43 @@ if typing.TYPE_CHECKING:
     from torchsaver.tf_saving import save_tf_checkpoint
     from torchsaver.transfer import init_from_checkpoint
     from torchsaver.variables.collection import Collection, Variable, track
+    from torchsaver.variables.counter import Counter
     from torchsaver.variables.restore_plan import RestoreReport
+    from torchsaver.variables.rng import RNGState
+    from torchsaver.variables.swapped import swapped
     from torchsaver.warm_starting import VocabInfo, warm_start
 
 __all__ = [
+    "Best",
     "CheckpointKeyError",
+    "CheckpointManager",
     "CheckpointNotFoundError",
     "CheckpointReader",
+    "CheckpointSaverHook",
+    "CheckpointSaverListener",
     "CheckpointState",
     "CheckpointStatus",
     "Collection",
     "ConversionError",
     "CorruptCheckpointError",
+    "Counter",
     "Damage",
+    "Decision",
     "DirectoryReport",
+    "EveryNHours",
+    "EveryNSteps",
+    "Latest",
     "MismatchError",
     "NoValidCheckpointError",
+    "Pinned",
     "Progress",
+    "RNGState",
     "RestoreReport",
+    "SavedCheckpoint",
     "Saver",
     "SkippedCheckpoint",
     "TorchSaverError",
+    "TrainingSteps",
     "UnsupportedCheckpointError",
     "VarListError",
     "VarListTypeError",
@@ -70,6 +94,7 @@ __all__ = [
     "VocabInfo",
     "__version__",
     "checkpoint_exists",
+    "checkpoints_iterator",
     "convert_checkpoint",
     "generate_checkpoint_state_proto",
     "get_checkpoint_mtimes",
@@ -82,11 +107,14 @@ __all__ = [
     "load_variable",
     "newest_valid_checkpoint",
     "print_tensors_in_checkpoint_file",
+    "prune_checkpoints",
     "remove_checkpoint",
     "restore_optimizer",
     "save_tf_checkpoint",
+    "swapped",
     "tf_epsilon",
     "track",
+    "training_steps",
     "transfer",
     "update_checkpoint_state",
     "variables_to_restore",
@@ -98,23 +126,36 @@ __all__ = [
 # Where each name is. Its module is imported when the name is first asked for (PEP 562), and torch with it if need be;
 # so that the command line can do without torch.
 _MODULES = {
+    "Best": "retention.policies",
     "CheckpointKeyError": "errors",
+    "CheckpointManager": "manager",
     "CheckpointNotFoundError": "errors",
     "CheckpointReader": "reader",
+    "CheckpointSaverHook": "loop.saver_hook",
+    "CheckpointSaverListener": "loop.saver_hook",
     "CheckpointState": "storage.state_file",
     "CheckpointStatus": "inspection.reports",
     "Collection": "variables.collection",
     "ConversionError": "errors",
     "CorruptCheckpointError": "errors",
+    "Counter": "variables.counter",
     "Damage": "inspection.reports",
+    "Decision": "retention.window",
     "DirectoryReport": "inspection.reports",
+    "EveryNHours": "retention.policies",
+    "EveryNSteps": "retention.policies",
+    "Latest": "retention.policies",
     "MismatchError": "errors",
     "NoValidCheckpointError": "errors",
+    "Pinned": "retention.policies",
     "Progress": "inspection.reports",
+    "RNGState": "variables.rng",
     "RestoreReport": "variables.restore_plan",
+    "SavedCheckpoint": "saving",
     "Saver": "saver",
     "SkippedCheckpoint": "errors",
     "TorchSaverError": "errors",
+    "TrainingSteps": "loop.training_steps",
     "UnsupportedCheckpointError": "errors",
     "VarListError": "errors",
     "VarListTypeError": "errors",
@@ -122,6 +163,7 @@ _MODULES = {
     "VerifyReport": "inspection.reports",
     "VocabInfo": "warm_starting",
     "checkpoint_exists": "storage.checkpoint_files",
+    "checkpoints_iterator": "loop.checkpoint_waiting",
     "convert_checkpoint": "conversion.convert",
     "generate_checkpoint_state_proto": "storage.state_file",
     "get_checkpoint_mtimes": "storage.checkpoint_files",
@@ -134,11 +176,14 @@ _MODULES = {
     "load_variable": "reader",
     "newest_valid_checkpoint": "recovery",
     "print_tensors_in_checkpoint_file": "inspection.listing",
+    "prune_checkpoints": "pruning",
     "remove_checkpoint": "storage.checkpoint_files",
     "restore_optimizer": "tf_optimizers",
     "save_tf_checkpoint": "tf_saving",
+    "swapped": "variables.swapped",
     "tf_epsilon": "tf_optimizers",
     "track": "variables.collection",
+    "training_steps": "loop.training_steps",
     "update_checkpoint_state": "storage.state_file",
     "variables_to_restore": "tf_optimizers",
     "verify_checkpoint": "inspection.verification",

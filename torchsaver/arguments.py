@@ -6,12 +6,20 @@ import math
 import numbers
 import operator
 import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
 import torch
 
 from torchsaver.formats.json_text import is_unicode
+from torchsaver.retention.policies import Policy, PolicyRules, policy_rules
+from torchsaver.retention.window import Rules, TFRules
 from torchsaver.storage import paths
+
+DEFAULT_MAX_TO_KEEP = 5  # TF's
+DEFAULT_EVERY_N_HOURS = 10000.0  # TF's
 
 
 def step_number(global_step: Any) -> int | None:
@@ -77,6 +85,56 @@ def hours(value: Any) -> float:
     return number
 
 
+def numbers_by_name(metrics: Any) -> dict[str, float]:
+    """Return metrics as a dict of floats; none for None.
+
+    Raises:
+        TypeError, ValueError: Not a dict from str to real numbers or 0-d tensors.
+    """
+    if metrics is None:
+        return {}
+    if not isinstance(metrics, Mapping):
+        raise TypeError(f"metrics is a dict from name to number, not {type(metrics).__name__}")
+    return {_metric_name(name): _real_number(name, value) for name, value in metrics.items()}
+
+
+def _metric_name(name: Any) -> str:
+    if not isinstance(name, str):
+        raise TypeError(f"the name of a metric is a str, not {type(name).__name__}")
+    if not is_unicode(name):
+        raise ValueError(f"the name of the metric {name!r} holds a lone surrogate, which UTF-8 cannot hold")
+    return name
+
+
+def _real_number(name: str, value: Any) -> float:
+    if isinstance(value, torch.Tensor) and value.dim() == 0 and not value.is_complex() and not value.is_meta:
+        value = value.item()
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (numbers.Real, np.floating, np.integer)):
+        raise TypeError(f"the metric {name!r} is a number or a 0-d tensor, not {type(value).__name__}")
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise ValueError(f"the metric {name!r} is beyond a float") from error
+
+
+def rules(max_to_keep: Any, every_n_hours: Any, keep: Any) -> Rules:
+    """Return which checkpoints stay: TF's two arguments, or the policies of `keep`.
+
+    Raises:
+        TypeError, ValueError: One of them is none of what it should be; or both are given.
+    """
+    tf_rules = TFRules(whole_number(max_to_keep, "max_to_keep", least=0) or 0, hours(every_n_hours))
+    if keep is None:
+        return tf_rules
+    if tf_rules != TFRules(DEFAULT_MAX_TO_KEEP, DEFAULT_EVERY_N_HOURS):
+        raise ValueError("keep says all of what stays; write max_to_keep as Latest(n), and hours as EveryNHours(n)")
+    policies = policy_rules(keep)
+    for alias in (alias for policy in policies.policies if (alias := getattr(policy, "alias", None))):
+        if (reason := paths.why_not_a_prefix(alias)) is not None or alias == paths.STATE_FILE:
+            raise ValueError(f"alias {alias!r} is no name for a checkpoint: {reason or 'the state file has it'}")
+    return policies
+
+
 def require_plain_name(latest_filename: Any) -> None:
     """Check that a state file's name is a file name without a directory, or None.
 
@@ -114,3 +172,43 @@ def new_prefix(save_path: Any, global_step: Any, latest_filename: Any, pad_step_
     if state_name == name:
         raise ValueError(f"checkpoint {prefix!r} and the state file {state_name!r} collide; rename one or give a step")
     return prefix, step
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A saver's keyword arguments, as they were given; the properties have them checked."""
+
+    reshape: bool
+    max_to_keep: int | None
+    keep_checkpoint_every_n_hours: float | None
+    keep: Sequence[Policy] | None
+    allow_empty: bool
+    pad_step_number: bool
+    save_relative_paths: bool
+    names_from: torch.nn.Module | None
+    max_shard_bytes: int | None
+    background: bool
+    when_busy: str
+    on_saved: Callable[[Any], object] | None
+
+    def __post_init__(self) -> None:
+        whole_number(self.max_shard_bytes, "max_shard_bytes", least=1)
+        if self.when_busy not in ("wait", "skip"):
+            raise ValueError(f"when_busy is 'wait' or 'skip', not {self.when_busy!r}")
+        if self.on_saved is not None and not callable(self.on_saved):
+            raise TypeError(f"on_saved is a function, not {type(self.on_saved).__name__}")
+        if isinstance(given := self.rules(), PolicyRules):
+            object.__setattr__(self, "keep", given.policies)  # of a generator too
+
+    @classmethod
+    def among(cls, arguments: Mapping[str, Any]) -> Settings:
+        """Return the settings that are among a constructor's arguments."""
+        return cls(**{each.name: arguments[each.name] for each in fields(cls)})
+
+    def rules(self) -> Rules:
+        """Return which checkpoints stay."""
+        return rules(self.max_to_keep, self.keep_checkpoint_every_n_hours, self.keep)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return them by name."""
+        return {each.name: getattr(self, each.name) for each in fields(self)}

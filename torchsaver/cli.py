@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import io
 import json
+import math
 import os
 import sys
 import time
@@ -55,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="torchsaver", description="Look into checkpoints.")
+    parser = argparse.ArgumentParser(prog="torchsaver", description="Look into checkpoints, convert and prune them.")
     parser.add_argument("--version", action="version", version=f"torchsaver {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     inspect = commands.add_parser(
@@ -72,10 +73,6 @@ def _parser() -> argparse.ArgumentParser:
     ls.add_argument("path", metavar="DIR", help="the directory")
     ls.add_argument("--headers", action="store_true", help="read the headers only")
     ls.set_defaults(run=_ls)
-    for command in (verify, ls):
-        command.add_argument(
-            "--latest-filename", metavar="NAME", help='the state file\'s name, "checkpoint" by default'
-        )
     convert = commands.add_parser("convert", help="write a checkpoint in another format, or under other keys")
     convert.add_argument(
         "source", metavar="SRC", help="a prefix, file or directory: TensorFlow's, safetensors, .pt or .bin"
@@ -87,7 +84,21 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("--dry-run", action="store_true", help="check everything and show the plan; write nothing")
     convert.add_argument("--force", action="store_true", help="replace a checkpoint of that name")
     convert.set_defaults(run=_convert, usage_error=convert.error)
-    for command in (inspect, verify, ls, convert):
+    prune = commands.add_parser("prune", help="remove the checkpoints of a directory that no policy keeps")
+    prune.add_argument("path", metavar="DIR", help="the directory")
+    prune.add_argument("--latest", metavar="N", type=_positive, help="keep the last N")
+    best = 'keep the N best, 1 by default, by a metric; "max": more is better'
+    prune.add_argument("--best", metavar="METRIC[:N[:max]]", type=_best, action="append", default=[], help=best)
+    prune.add_argument("--every-steps", metavar="N", type=_positive, help="keep one for each N steps")
+    prune.add_argument("--every-hours", metavar="H", type=_above_zero, help="keep one for each H hours")
+    prune.add_argument("--pin", metavar="NAME", action="append", default=[], help="keep the checkpoint of this name")
+    prune.add_argument("--dry-run", action="store_true", help="show what would go; remove nothing")
+    prune.set_defaults(run=_prune, usage_error=prune.error)
+    for command in (verify, ls, prune):
+        command.add_argument(
+            "--latest-filename", metavar="NAME", help='the state file\'s name, "checkpoint" by default'
+        )
+    for command in (inspect, verify, ls, convert, prune):
         command.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
 
@@ -97,6 +108,24 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} is below 1")
     return number
+
+
+def _above_zero(text: str) -> float:
+    number = float(text)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return number
+
+
+def _best(text: str) -> tuple[str, int, str]:
+    """Return what METRIC[:N[:max]] says; the metric itself may hold a colon, "train:loss"."""
+    metric, mode = text, "min"
+    for ending in ("min", "max"):
+        if text.endswith(f":{ending}"):
+            metric, mode = text.removesuffix(f":{ending}"), ending
+    head, _, number = metric.rpartition(":")
+    metric, count = (head, _positive(number)) if head and number.isdecimal() else (metric, 1)
+    return metric, count, mode
 
 
 def _verify(arguments: argparse.Namespace) -> Answer:
@@ -145,6 +174,41 @@ def _convert(arguments: argparse.Namespace) -> Answer:
     if arguments.json:
         return Answer(0, [json_text({**conversion.as_json(), "dry_run": arguments.dry_run, "secs": secs})])
     return Answer(0, report_text.conversion_lines(conversion.as_json(), is_dry_run=arguments.dry_run, secs=secs))
+
+
+def _prune(arguments: argparse.Namespace) -> Answer:
+    # Here and not above: it needs torch, to verify the newest checkpoint, and no other command is to wait for that.
+    from torchsaver import pruning  # noqa: PLC0415
+    from torchsaver.retention.policies import Best, EveryNHours, EveryNSteps, Latest, Pinned, Policy  # noqa: PLC0415
+
+    one: list[tuple[Any, Callable[[Any], Policy]]] = [
+        (arguments.latest, Latest),
+        (arguments.every_steps, EveryNSteps),
+        (arguments.every_hours, EveryNHours),
+    ]
+    try:  # only what is wrong usage
+        policies: list[Policy] = [policy(number) for number, policy in one if number is not None]
+        policies += [Best(metric, n, mode=mode) for metric, n, mode in arguments.best]
+        policies += [Pinned(*arguments.pin)] if arguments.pin else []
+    except ValueError as error:
+        arguments.usage_error(visible(str(error)))
+    if not policies:
+        arguments.usage_error("say what to keep: --latest, --best, --every-steps, --every-hours or --pin")
+    try:
+        found = pruning.prune(
+            arguments.path,
+            policies,
+            latest_filename=arguments.latest_filename,
+            dry_run=arguments.dry_run,
+            names_must_be_known=True,
+        )
+    except pruning.UnknownNameError as error:
+        arguments.usage_error(visible(str(error)))
+    rows = [{**vars(pruned.decision), "freed_bytes": pruned.freed_bytes} for pruned in found]
+    rows = [{"save_path": row.pop("record").prefix, **row} for row in rows]
+    if arguments.json:
+        return Answer(0, [json_text({"path": arguments.path, "dry_run": arguments.dry_run, "checkpoints": rows})])
+    return Answer(0, report_text.prune_lines(rows, is_dry_run=arguments.dry_run))
 
 
 def _ls(arguments: argparse.Namespace) -> Answer:
@@ -206,6 +270,7 @@ def _as_json(description: CheckpointDescription, value_of: Callable[[str], Any] 
         "global_step": description.global_step,
         "time": description.time,
         "metadata": description.metadata,
+        "metrics": dict(description.metrics),
         "tensors": tensors,
         "aliases": description.aliases,
         "objects": description.objects,
@@ -222,6 +287,8 @@ def _fact_lines(description: CheckpointDescription) -> Iterator[str]:
         yield f"  saved: {time_text(description.time)}"
     if description.metadata is not None:
         yield f"  metadata: {visible(json.dumps(description.metadata, ensure_ascii=False))}"
+    if description.metrics:
+        yield f"  metrics: {visible(', '.join(f'{name} {value:g}' for name, value in description.metrics.items()))}"
     if description.objects:
         yield f"  objects: {visible(', '.join(description.objects))}"
     if len(description.files) > 1:

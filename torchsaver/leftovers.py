@@ -10,10 +10,11 @@ import logging
 import os
 from collections.abc import Mapping
 
-from torchsaver import retention
 from torchsaver.formats.checksum import crc32c
 from torchsaver.formats.commit import Commit
+from torchsaver.retention.unfinished import expired, never_listed, unlisted_yet
 from torchsaver.storage import paths
+from torchsaver.storage.aliases import is_alias
 from torchsaver.storage.catalog import Listing, Records, checkpoint_names, written_after
 
 logger = logging.getLogger("torchsaver")
@@ -36,9 +37,9 @@ def find(directory: str, commit: Commit, listing: Listing, records: Records, *, 
     newest = newest_sequence(records.refresh(listing.names), listing)
     commits = of(records.refresh(there), commit.place, commit.state_file)
     listed = {*listing.names, *commit.kept}
-    never = retention.never_listed(commits, listed, checksum_of(listing), newest)
+    never = never_listed(commits, listed, checksum_of(listing), newest)
     died = {name for name in never if not _may_be_wanted(os.path.join(directory, name), listing)}
-    left = sorted(died | retention.expired(commits, listed))
+    left = sorted(died | expired(commits, listed))
     if left:
         logger.info("left in %s by saves that did not end: %s", directory or ".", ", ".join(left))
     return {paths.identity(os.path.join(directory, name)): commits[name] for name in left}
@@ -49,7 +50,7 @@ def of_a_first_save(directory: str, commits: Mapping[str, Commit]) -> list[str]:
 
     Such a one is complete, and nothing else tells of it: it is worth taking over.
     """
-    prefixes = [os.path.join(directory, name) for name in retention.unlisted_yet(commits)]
+    prefixes = [os.path.join(directory, name) for name in unlisted_yet(commits)]
     return [prefix for prefix in prefixes if paths.find_checkpoint(prefix) is not None]
 
 
@@ -65,11 +66,11 @@ def _may_be_wanted(prefix: str, listing: Listing) -> bool:
 
 
 def of(commits: Mapping[str, Commit], place: int, state_file: str, but: str = "") -> dict[str, Commit]:
-    """Return the records that were made in this place for this state file, `but` for one name."""
+    """Return the records that were made in this place for this state file, `but` for one name and for aliases."""
     return {
         name: commit
         for name, commit in commits.items()
-        if (commit.place, commit.state_file) == (place, state_file) and name != but
+        if (commit.place, commit.state_file) == (place, state_file) and name != but and not is_alias(name, commit)
     }
 
 

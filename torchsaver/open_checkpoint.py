@@ -168,6 +168,11 @@ class OpenCheckpoint:
         return self.manifest.metadata
 
     @property
+    def metrics(self) -> Mapping[str, float]:
+        """The numbers given to `save` as metrics, by name."""
+        return self.manifest.metrics
+
+    @property
     def object_trees(self) -> Mapping[str, Any]:
         """For each object that was saved, the JSON tree its tensors hang in."""
         return self.manifest.objects

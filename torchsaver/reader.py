@@ -9,12 +9,17 @@ from typing import Any
 import torch
 
 from torchsaver.assembled_tensor import AssembledTensor
+from torchsaver.errors import MismatchError
 from torchsaver.formats.safetensors_file import SafetensorsFile
 from torchsaver.formats.safetensors_header import FileLayout, TensorSpec
 from torchsaver.formats.tensor_file import TensorFile
 from torchsaver.formats.tensorflow.data_types import BY_TORCH_NAME
+from torchsaver.formats.torch_file import is_torch_file
 from torchsaver.open_checkpoint import OpenCheckpoint, open_as
+from torchsaver.storage import paths
 from torchsaver.stored_tensor import StoredTensor, TensorSlice, require_known_dtypes, stored_tensor
+from torchsaver.torch_checkpoint.tensors import MappedTensor, TorchFileTensors
+from torchsaver.variables.var_list import Slots
 
 
 class CheckpointReader(OpenCheckpoint):
@@ -24,7 +29,7 @@ class CheckpointReader(OpenCheckpoint):
     The dtype and shape maps come from the headers alone. `get_tensor` may be called from several threads.
 
     Args:
-        save_path: A prefix, ours or TensorFlow's, or one of its files.
+        save_path: A prefix, ours or TensorFlow's, or one of its files; or a file of torch.save.
         known: Layouts that its files may have again, and that need not be parsed then.
 
     Raises:
@@ -37,10 +42,34 @@ class CheckpointReader(OpenCheckpoint):
     def _require_forms(self, file: SafetensorsFile) -> None:
         require_known_dtypes(file)
 
-    def find(self, key: str) -> tuple[str, StoredTensor | AssembledTensor] | None:
+    def _open_file(self, path: str) -> SafetensorsFile:
+        if path.endswith(paths.FILE_ENDING) or not is_torch_file(path):
+            return super()._open_file(path)
+        file = TorchFileTensors(path)
+        self._files.append(file)
+        return file
+
+    def name_optimizers(self, slots: Slots) -> None:
+        """Give the states of optimizers in a file of torch.save the names that parameters have in these slots.
+
+        It goes by position there, and keys of such states are other ones after it. Of another checkpoint, which has
+        names, nothing changes.
+
+        Raises:
+            MismatchError: Which parameters a state is of cannot be told.
+        """
+        if len(self._files) != 1 or not isinstance(file := self._files[0], TorchFileTensors):
+            return
+        if reasons := file.name_optimizers(slots):
+            raise MismatchError(self.save_path, targets=list(reasons.items()))
+        self.manifest, self._file_of = file.manifest, dict.fromkeys(file.specs, file)
+
+    def find(self, key: str) -> tuple[str, StoredTensor | AssembledTensor | MappedTensor] | None:
         """Return the key a tensor is stored under and where it is, None when `key` is neither a key nor an alias."""
         stored_key = self.aliases.get(key, key)
         file = self._file_of.get(stored_key)
+        if isinstance(file, TorchFileTensors):
+            return stored_key, file.stored(stored_key)
         if file is not None:
             return stored_key, stored_tensor(file, file.specs[stored_key])
         if self._tensorflow is None or (value := self._tensorflow.find(key)) is None:
@@ -50,7 +79,7 @@ class CheckpointReader(OpenCheckpoint):
         piece = value.pieces[0]
         return value.key, StoredTensor(piece.file, piece.spec, getattr(torch, value.dtype_name), value.shape)
 
-    def stored(self, key: str) -> StoredTensor | AssembledTensor:
+    def stored(self, key: str) -> StoredTensor | AssembledTensor | MappedTensor:
         """Return where the tensor `key` (or the one it is another name of) is stored, without reading it.
 
         Raises:
@@ -132,7 +161,7 @@ class CheckpointReader(OpenCheckpoint):
         return [file.layout for file in self._files]
 
 
-def _tensorflow_name(stored: StoredTensor | AssembledTensor) -> str:
+def _tensorflow_name(stored: StoredTensor | AssembledTensor | MappedTensor) -> str:
     """Return TensorFlow's name of a dtype, torch's where it has none: as its debug_string has it."""
     if isinstance(stored, AssembledTensor):
         return stored.value.data_type.debug_name
@@ -145,7 +174,8 @@ def load_checkpoint(ckpt_dir_or_file: str | os.PathLike[str]) -> CheckpointReade
 
     Args:
         ckpt_dir_or_file: What `save` returned, a prefix of TensorFlow's, one of a checkpoint's files, a directory with
-            a state file, or that of a SavedModel.
+            a state file, or that of a SavedModel; or a file of torch.save, of which only tensors and plain values are
+            read.
 
     Raises:
         CheckpointNotFoundError: Nothing is there, or the directory's state file names nothing that is.

@@ -8,7 +8,6 @@ an error of reading never does, and never to "there is none": that would start a
 from __future__ import annotations
 
 import logging
-import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -21,7 +20,9 @@ from torchsaver.errors import (
     UnsupportedCheckpointError,
 )
 from torchsaver.reader import CheckpointReader
+from torchsaver.retention.window import Record, record_of
 from torchsaver.storage import locks, paths
+from torchsaver.storage.aliases import is_alias
 from torchsaver.storage.catalog import Listing, checkpoint_names, looks_like_ours, read_listing, read_manifest
 
 logger = logging.getLogger("torchsaver")
@@ -39,6 +40,7 @@ class Search:
         skipped: What was not taken, and why.
         names: The checkpoints the directory keeps as far as that one, oldest first.
         vanished: Names that were gone, or just being removed, when they were to be opened.
+        reason: Why it is this checkpoint.
     """
 
     listing: Listing
@@ -46,6 +48,7 @@ class Search:
     skipped: list[SkippedCheckpoint] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
     vanished: list[str] = field(default_factory=list)
+    reason: str = ""
 
 
 def newest_valid_checkpoint(
@@ -120,8 +123,19 @@ def _search(directory: str, listing: Listing) -> Search:
         search.reader = _opened(directory, name, search)
         if search.reader is not None:
             search.names = [*(older for older in kept if older != name), name]
+            search.reason = _reason(name, listing)
             return search
     return search
+
+
+def _reason(name: str, listing: Listing) -> str:
+    """Return why the newest valid checkpoint is the newest."""
+    if name in listing.names:
+        return "the newest that the state file lists" + ", of those that hold" * (name != listing.names[-1])
+    because = "nothing the state file lists holds"
+    if not listing.names:
+        because = "there is no state file" if listing.problem is None else "the state file is damaged"
+    return f"the newest by the checkpoints' own records, since {because}"
 
 
 def _candidates(directory: str, listing: Listing, search: Search) -> Iterator[tuple[str, list[str]]]:
@@ -148,7 +162,8 @@ def _candidates(directory: str, listing: Listing, search: Search) -> Iterator[tu
                 if looks_like_ours(prefix):  # else it may be anybody's
                     search.skipped.append(SkippedCheckpoint(prefix, str(error)))
             else:
-                if commit is not None and commit.state_file == os.path.basename(listing.path):
+                is_second_name = is_alias(name, commit) and commit is not None and commit.kept[-1] in there
+                if commit is not None and commit.state_file == os.path.basename(listing.path) and not is_second_name:
                     records[name] = commit
     for name, commit in sorted(records.items(), key=lambda item: (item[1].sequence, item[0]), reverse=True):
         yield name, [kept for kept in commit.kept if kept in there]
@@ -200,8 +215,8 @@ def _let_go(directory: str, reader: CheckpointReader | None) -> None:
         reader.close()
 
 
-def times_of_saving(directory: str, search: Search) -> list[tuple[str, float]]:
-    """Return (prefix, seconds since the epoch) of what the directory keeps, oldest first, from the files' own records.
+def records_kept(directory: str, search: Search) -> list[Record]:
+    """Return the records of what the directory keeps, oldest first, as the files themselves have them.
 
     What is gone by now is left out; so is, with a warning and among `search.skipped`, what is damaged.
 
@@ -212,12 +227,10 @@ def times_of_saving(directory: str, search: Search) -> list[tuple[str, float]]:
     for name in search.names:
         prefix = os.path.join(directory, name)
         try:
-            saved = read_manifest(prefix).time
+            kept.append(record_of(prefix, paths.identity(prefix), read_manifest(prefix)))
         except FileNotFoundError:
             continue
         except (CorruptCheckpointError, UnsupportedCheckpointError) as error:
             search.skipped.append(SkippedCheckpoint(prefix, str(error)))
             logger.warning("%s is left out of the list: %s", prefix, error)
-            continue
-        kept.append((prefix, -math.inf if saved is None else saved))
     return kept

@@ -98,6 +98,7 @@ def restore_from(
         MismatchError, CorruptCheckpointError, OSError: As `Saver.restore`.
     """
     started = time.perf_counter()
+    reader.name_optimizers(slots)  # a file of torch.save has numbers for them
     prepared = _prepared(reader, slots, before, names, strict=strict, reshape=reshape)
     plan = prepared.plan
     if verify:
@@ -115,6 +116,7 @@ def restore_from(
         unused=tuple(plan.unused),
         global_step=reader.global_step,
         metadata=reader.metadata,
+        metrics=reader.metrics,
         bytes=prepared.bytes,
         seconds=time.perf_counter() - started,
     )
@@ -136,7 +138,7 @@ def _prepared(
         basis = strict, reshape, list(slots.tensors), slots.aliases, places, reader.placement
     if basis is not None and before.basis == basis:
         return before
-    plan = plan_restore(slots, names or reader, strict=strict, reshape=reshape)
+    plan = plan_restore(slots, names or reader, strict=strict, reshape=reshape, through_wrappers=names is None)
     parts, streamed = _file_parts(slots, plan, reader)
     nbytes = sum(spec.nbytes for part in parts for spec in part.specs)
     return PreparedRestore(basis, plan, parts, streamed, _overlapping(slots, plan), nbytes, reader.layouts)
@@ -197,13 +199,17 @@ def objects_loaded(slots: Slots, plan: RestorePlan, reader: CheckpointReader) ->
     """
     states = {}
     for key, tree in plan.objects.items():
-        tensors = {name: reader.get_tensor(name) for name in tensor_keys(tree)}
-        states[key] = unflatten(tree, tensors.__getitem__)
+        devices = objects.devices(key, slots.objects[key])
+        tensors = {name: reader.get_tensor(name).to(devices.get(name, "cpu")) for name in tensor_keys(tree)}
+        try:
+            states[key] = unflatten(tree, tensors.__getitem__)
+        except ValueError as error:  # an array whose tensor has a dtype that numpy lacks
+            raise CorruptCheckpointError(reader.save_path, 0, f"the state of {key!r} is {error}") from error
     try:
         with objects.loaded(slots.objects, states):
             yield
     except objects.ObjectRefusedError as refused:
-        raise MismatchError(reader.save_path, targets=[(refused.key, refused.reason)]) from refused.__cause__
+        raise MismatchError(reader.save_path, targets=refused.targets) from refused.__cause__
 
 
 def fill_tensors(slots: Slots, prepared: PreparedRestore, reader: CheckpointReader) -> None:

@@ -10,21 +10,18 @@ import logging
 import math
 import os
 import stat
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from torchsaver import leftovers, retention
+from torchsaver import leftovers
 from torchsaver.errors import CorruptCheckpointError, UnsupportedCheckpointError
 from torchsaver.formats.commit import Commit
-from torchsaver.retention import Record, Window
+from torchsaver.retention import window as windows
+from torchsaver.retention.window import Decision, Record, Rules, Window
 from torchsaver.storage import locks, paths
-from torchsaver.storage.catalog import (
-    Listing,
-    Records,
-    read_listing,
-    read_manifest,
-)
-from torchsaver.storage.checkpoint_files import is_ours, remove_unpinned
+from torchsaver.storage.aliases import link_aliases
+from torchsaver.storage.catalog import Listing, Records, read_listing, read_manifest
+from torchsaver.storage.checkpoint_files import is_ours, is_pinned, remove_unpinned
 from torchsaver.storage.state_file import (
     CheckpointState,
     format_state,
@@ -55,14 +52,12 @@ class Rotation:
     """One saver's window of checkpoints. It changes when the state file has changed, never before.
 
     Args:
-        max_to_keep: Size of the window; 0 remembers and removes nothing.
-        every_n_hours: One checkpoint for each such period is kept for ever; infinity: none.
+        rules: Which checkpoints stay.
         relative_paths: Write paths into the state file relative to it.
     """
 
-    def __init__(self, max_to_keep: int, every_n_hours: float, *, relative_paths: bool) -> None:
-        self.max_to_keep = max_to_keep
-        self.every_n_hours = every_n_hours
+    def __init__(self, rules: Rules, *, relative_paths: bool) -> None:
+        self._rules = rules
         self.relative_paths = relative_paths
         self._window = Window()
         self._records: dict[str, Records] = {}  # by real directory
@@ -76,7 +71,7 @@ class Rotation:
 
     def start(self, now: float) -> None:
         """Begin with an empty window; the grid of hours counts from `now`, seconds since the epoch."""
-        self._window = retention.open_window(now, self.every_n_hours)
+        self._window = self._rules.open_window(now)
 
     @property
     def prefixes(self) -> list[str]:
@@ -85,18 +80,17 @@ class Rotation:
 
     def replace(self, prefixes_with_time: Iterable[tuple[str, float]]) -> None:
         """Replace the window by (prefix, seconds since the epoch), oldest first; nothing is checked."""
-        last = tuple(_record(prefix, saved) for prefix, saved in prefixes_with_time)
+        last = tuple(self._told(prefix, saved) for prefix, saved in prefixes_with_time)
         listed = {record.identity for record in last}
         self._known = {identity: known for identity, known in self._known.items() if identity not in listed}
         self._unsure.clear()
         doomed = tuple(record for record in self._window.doomed if record.identity not in listed)
         self._window = Window(last, doomed, self._window.next_kept_time)
 
-    def recover(self, prefixes_with_time: Iterable[tuple[str, float]], listing: Listing) -> None:
+    def recover(self, records: Iterable[Record], listing: Listing) -> None:
         """Go on with the list of an earlier process; what `listing` names beyond it is dropped from the state file."""
-        records = [_record(prefix, saved) for prefix, saved in prefixes_with_time]
-        self._window = retention.recover(self._window, records, self.max_to_keep) if self.max_to_keep else self._window
-        self._listed[paths.identity(listing.path)] = _identities(listing)
+        self._window = self._rules.recover(self._window, records)
+        self._listed[paths.identity(listing.path)] = frozenset(listing.identities)
         self._unsure.clear()
 
     # ---- a save
@@ -108,32 +102,31 @@ class Rotation:
         if identity in self._known:
             self._known[identity] += (None,)
 
-    def plan(self, prefix: str, saved: float, latest_filename: str | None) -> Plan:
-        """Return what saving `prefix` will do; nothing is changed but for what earlier failures have left open.
+    def plan(self, newest: Record, latest_filename: str | None) -> Plan:
+        """Return what saving `newest` will do; nothing is changed but for what earlier failures have left open.
 
         Raises:
             OSError: The directory or its state file cannot be read, or another process does not let go of it.
         """
-        directory, name = os.path.split(prefix)
-        if not self._is_unchanged(paths.identity(prefix)):
+        directory, name = os.path.split(newest.prefix)
+        if not self._is_unchanged(newest.identity):
             self._records_of(directory).forget(name)
         with locks.DirectoryLock(directory) as alone:
             listing = read_listing(directory, latest_filename)
-            commits = {} if self.max_to_keep else self._records_of(directory).refresh(listing.names[-1:])
+            commits = {} if self._rules.remembers else self._records_of(directory).refresh(listing.names[-1:])
             commits = commits or self._records_of(directory).refresh()
-            is_new = paths.find_checkpoint(prefix) is None
+            is_new = paths.find_checkpoint(newest.prefix) is None
         commits = {known: commit for known, commit in commits.items() if commit.sequence < _BELIEVABLE}
         self._settle(listing)
         # As in TF, a saver's first save drops from the list what it was not told of; what is listed from now on stays.
-        self._listed.setdefault(paths.identity(listing.path), _identities(listing))
+        self._listed.setdefault(paths.identity(listing.path), frozenset(listing.identities))
         place, state_name = leftovers.place_of(directory), os.path.basename(listing.path)
-        if alone and self.max_to_keep and listing.data is None and listing.problem is None:
+        if alone and self._rules.remembers and listing.data is None and listing.problem is None:
             orphans = leftovers.of_a_first_save(directory, leftovers.of(commits, place, state_name, but=name))
-            self._window = retention.adopt(self._window, [_record(prefix, -math.inf) for prefix in orphans])
-        newest = _record(prefix, saved)
-        window = retention.record_save(self._window, newest, self.max_to_keep) if self.max_to_keep else self._window
-        listed = window.last if self.max_to_keep else (newest,)
-        _, decisions = retention.choose(window, self.every_n_hours)
+            self._window = windows.adopt(self._window, [self._told(prefix, -math.inf) for prefix in orphans])
+        window = self._rules.record_save(self._window, newest) if self._rules.remembers else self._window
+        listed = window.last if self._rules.remembers else (newest,)
+        _, decisions = self._rules.choose(window)
         commit = Commit(
             # What could not be read may be the newest.
             sequence=1 + max((c.sequence for c in commits.values()), default=0) + self._records_of(directory).unread,
@@ -157,7 +150,8 @@ class Rotation:
             plan = self._renewed(plan)
             listing = read_listing(plan.directory, os.path.basename(plan.listing.path), known=plan.listing)
             left = self._leftovers(plan, listing) if alone else {}
-            state = self._state(plan, _merged(self._others(plan, listing), plan.listed, listing))
+            identities = (record.identity for record in plan.listed)
+            state = self._state(plan, listing.merged(self._others(plan, listing), identities))
             if plan.newest.identity in self._known:
                 self._known[plan.newest.identity] += (plan.commit,)
             publish()
@@ -170,15 +164,15 @@ class Rotation:
 
     def _renewed(self, plan: Plan) -> Plan:
         """Return the plan, made again for the window as it is, if a signal handler has saved in the meantime."""
-        if self._window is plan.before or not self.max_to_keep:
+        if self._window is plan.before or not self._rules.remembers:
             return plan
-        window = retention.record_save(self._window, plan.newest, self.max_to_keep)
+        window = self._rules.record_save(self._window, plan.newest)
         return replace(plan, before=self._window, window=window, listed=window.last)
 
     def _take(self, plan: Plan, left: Mapping[str, Commit] | None = None) -> None:
         """Make the outcome of a committed save this saver's own; what is `left`, by identity, is to go."""
         left = left or {}
-        self._window = retention.doom_again(plan.window, [_record(identity, -math.inf) for identity in left])
+        self._window = windows.doom_again(plan.window, [_record(identity, -math.inf) for identity in left])
         judged = {identity: (commit,) for identity, commit in left.items()}
         known = {**self._known, **judged, plan.newest.identity: (plan.commit,)}
         remembered = {record.identity for record in (*self._window.last, *self._window.doomed)}
@@ -197,13 +191,11 @@ class Rotation:
         """Return identities that other processes have listed since this saver last looked, and that are there."""
         own = self._listed[paths.identity(plan.listing.path)]
         own = own | {record.identity for record in (*plan.listed, *plan.window.doomed)}
-        directory = paths.real_directory(plan.directory)
-        listed = [os.path.join(directory, name) for name in listing.names]
-        return [path for path in listed if path not in own and paths.find_checkpoint(path) is not None]
+        return [path for path in listing.identities if path not in own and paths.find_checkpoint(path) is not None]
 
     def _leftovers(self, plan: Plan, listing: Listing) -> dict[str, Commit]:
         records = self._records_of(plan.directory)
-        return leftovers.find(plan.directory, plan.commit, listing, records, keeps_all=not self.max_to_keep)
+        return leftovers.find(plan.directory, plan.commit, listing, records, keeps_all=not self._rules.remembers)
 
     def _state(self, plan: Plan, identities: list[str]) -> CheckpointState:
         if self.relative_paths:
@@ -213,18 +205,62 @@ class Rotation:
         names = [given.get(identity, identity) for identity in identities]
         return generate_checkpoint_state_proto(plan.directory, names[-1], all_model_checkpoint_paths=names)
 
+    def _told(self, prefix: str, saved: float) -> Record:
+        """Return the record of a checkpoint that this saver did not save, with its own step and metrics if they count.
+
+        Its time is `saved` where it has none of its own.
+        """
+        record = _record(prefix, saved)
+        if not self._rules.needs_records:
+            return record
+        try:
+            own = windows.record_of(prefix, record.identity, read_manifest(prefix))
+        except (OSError, CorruptCheckpointError, UnsupportedCheckpointError):
+            return record
+        return own if math.isfinite(own.time) else replace(own, time=saved)
+
     # ---- removal
 
+    def decisions(self) -> list[Decision]:
+        """Return what stays and goes of all that is remembered, and why, as things are."""
+        directory = os.path.dirname(self._window.last[-1].identity) if self._window.last else ""
+        return [self._as_it_is(decision, directory) for decision in self._rules.plan(self._window)]
+
+    def _as_it_is(self, decision: Decision, directory: str) -> Decision:
+        """Return what becomes of a checkpoint: one that is to go may be somebody else's, or read by another process."""
+        reason = None if decision.keep else self._why_left_alone(decision.record, directory)
+        if reason is None and not decision.keep and is_pinned(decision.record.identity):
+            reason = f"another process is reading it; later, it is {decision.reason}"
+        return decision if reason is None else replace(decision, keep=True, reason=reason)
+
+    def take(self, records: Iterable[Record]) -> None:
+        """Remember `records`, oldest first, and nothing else."""
+        self._window = Window(tuple(records))
+
+    def let_go(self, goes: Sequence[Record], listing: Listing) -> list[Record] | None:
+        """Unlist, then remove what `goes`; return what is still there; None, with nothing done, if `listing` is old."""
+        directory, state_name = os.path.split(listing.path)
+        with locks.DirectoryLock(directory):
+            if read_listing(directory, state_name, known=listing) is not listing:
+                return None
+            write_state(listing.path, listing.state_without({record.identity for record in goes}))
+            last = tuple(record for record in self._window.last if record not in goes)
+            self._window = replace(self._window, last=last, doomed=tuple(goes))
+            self._remove_old(directory)
+        return list(self._window.doomed)
+
     def _remove_old(self, directory: str) -> None:
-        """Remove checkpoints that have left the window; what cannot be removed is tried again the next time."""
-        window, decisions = retention.choose(self._window, self.every_n_hours)
+        """Have the aliases move on, then remove what has left the window; what fails is tried again the next time."""
+        aliases = self._rules.aliases(self._window).items()
+        needed = link_aliases(directory, {alias: record.identity for alias, record in aliases})
+        window, decisions = self._rules.choose(self._window)
         doomed = [decision.record for decision in decisions if not decision.keep]
-        self._window = retention.doom_again(window, doomed)
+        self._window = windows.doom_again(window, doomed)
         for decision in decisions:
             logger.debug("%s %s: %s", "kept" if decision.keep else "removing", decision.record.prefix, decision.reason)
         for record in doomed:
-            if self._removed(record, directory):
-                self._window = retention.forget_doomed(self._window, record)
+            if record.identity not in needed and self._removed(record, directory):
+                self._window = windows.forget_doomed(self._window, record)
 
     def _removed(self, record: Record, directory: str) -> bool:
         """Remove one checkpoint; return False when that is to be tried again."""
@@ -278,24 +314,7 @@ def _record(prefix: str, saved: float) -> Record:
     return Record(prefix, saved, paths.identity(prefix))
 
 
-def _identities(listing: Listing) -> frozenset[str]:
-    directory = paths.real_directory(os.path.dirname(listing.path))
-    return frozenset(os.path.join(directory, name) for name in listing.names)
-
-
 def _names(records: Iterable[Record], directory: str) -> tuple[str, ...]:
     """Return the names of those records that stand in the directory itself."""
     names = (paths.own_name(directory, record.identity) for record in records)
     return tuple(name for name in names if name is not None)
-
-
-def _merged(others: list[str], listed: Iterable[Record], listing: Listing) -> list[str]:
-    """Return identities for the state file in order of commit: ours, and the others' where they stand among them."""
-    *older, newest = [record.identity for record in listed]
-    if not others:
-        return [*older, newest]
-    directory = paths.real_directory(os.path.dirname(listing.path))
-    wanted = {*others, *older}
-    kept = [path for name in listing.names if (path := os.path.join(directory, name)) in wanted]
-    stands = set(kept)
-    return [*(identity for identity in older if identity not in stands), *kept, newest]

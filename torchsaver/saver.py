@@ -5,27 +5,28 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from types import TracebackType
+from typing import Any, Literal
 
 import torch
 
 from torchsaver import arguments, restoring
-from torchsaver.errors import VarListError
+from torchsaver.arguments import Settings, numbers_by_name
 from torchsaver.formats.json_text import require_json
-from torchsaver.formats.manifest import Manifest
 from torchsaver.reader import CheckpointReader
-from torchsaver.recovery import find_newest_valid, times_of_saving
+from torchsaver.recovery import find_newest_valid, records_kept
 from torchsaver.restoring import PreparedRestore
+from torchsaver.retention.policies import Policy
+from torchsaver.retention.window import Decision
 from torchsaver.rotation import Rotation
-from torchsaver.saving import PreparedSave, prepare_save
+from torchsaver.saving import Request, SavedCheckpoint, Writer
 from torchsaver.storage import locks, paths
-from torchsaver.storage.checkpoint_files import StagedCheckpoint, get_checkpoint_mtimes, make_ready
-from torchsaver.variables.objects import require_storable_objects
+from torchsaver.storage.checkpoint_files import get_checkpoint_mtimes
+from torchsaver.variables.chosen import ChosenVariables
 from torchsaver.variables.restore_plan import RestoreReport
-from torchsaver.variables.var_list import Entry, Slots, read_var_list, resolve
-from torchsaver.version import __version__
+from torchsaver.variables.var_list import Slots
 
 
 class Saver:
@@ -38,7 +39,8 @@ class Saver:
         - `[("w", p), ...]`, `model.named_parameters()`: under the names given.
         - `{"dense/kernel": transfer.dense(fc.weight)}`: a Layout, for what the checkpoint holds transposed, joined, ...
         - a Module: its `state_dict()` keys, tied tensors once.
-        - `{"model": model, "optimizer": opt}`: the dict's key, a dot, the object's own keys.
+        - `{"model": model, "optimizer": opt}`: the dict's key, a dot, the object's own keys; those of an optimizer
+          are the names of its parameters.
         - nothing: every live variable and module of the current `Collection`.
 
     A module's values are looked up at each save and restore, so a moved or converted module is saved as it is then, and
@@ -62,6 +64,12 @@ class Saver:
         save_relative_paths: Write paths into the state file relative to it, so that the directory can be moved.
         names_from: A module in which the tensors of a list are looked up for their names.
         max_shard_bytes: Write larger checkpoints as several files with an index, in the Hugging Face layout.
+        keep: Instead of the two TF arguments, policies: a checkpoint stays while one of them keeps it, and the newest
+            always does: `[Latest(3), Best("val_loss", 2, mode="min"), EveryNHours(6), EveryNSteps(10000), Pinned()]`.
+        background: `save` copies the values and returns; another thread writes them. Its error is raised by the next
+            `save`, by `wait` or `close`, and ends the interpreter with a non-zero status if by none of them.
+        when_busy: With a save still going on, "wait" for it, or "skip" the new one.
+        on_saved: Called with a SavedCheckpoint once all of a save is done, by the thread that has written it.
 
     Raises:
         VarListError: Values or keys that cannot be saved, all at once; VarListTypeError if a type is among them.
@@ -81,25 +89,18 @@ class Saver:
         save_relative_paths: bool = True,
         names_from: torch.nn.Module | None = None,
         max_shard_bytes: int | None = None,
+        keep: Sequence[Policy] | None = None,
+        background: bool = False,
+        when_busy: Literal["wait", "skip"] = "wait",
+        on_saved: Callable[[SavedCheckpoint], object] | None = None,
     ) -> None:
-        if defer_build and not (var_list is None or (isinstance(var_list, (dict, list, tuple, set)) and not var_list)):
-            raise ValueError("defer_build takes the variables of the collection at build(); leave var_list out")
-        self._reshape = bool(reshape)
-        self._allow_empty = bool(allow_empty)
-        self._pad_step_number = bool(pad_step_number)
-        self._names_from = names_from
-        self._max_shard_bytes = arguments.whole_number(max_shard_bytes, "max_shard_bytes", least=1)
-        self._rotation = Rotation(
-            arguments.whole_number(max_to_keep, "max_to_keep", least=0) or 0,
-            arguments.hours(keep_checkpoint_every_n_hours),
-            relative_paths=bool(save_relative_paths),
-        )
-        self._var_list = var_list
-        self._entries: list[Entry] | None = None
-        self._prepared_save = PreparedSave()
+        self._settings = Settings.among(locals())
+        self._rotation = Rotation(self._settings.rules(), relative_paths=save_relative_paths)
+        self._writer = Writer(self._rotation, self._settings)
         self._prepared_restore = PreparedRestore()
+        self._variables = ChosenVariables(var_list, names_from, allow_empty=allow_empty, defer=defer_build)
         if not defer_build:
-            self.build()
+            self._rotation.start(time.time())
 
     def build(self) -> None:
         """Take the variables to save, now; a second call does nothing. Only needed after `defer_build=True`.
@@ -107,31 +108,14 @@ class Saver:
         Raises:
             VarListError: As the constructor.
         """
-        if self._entries is not None:
-            return
-        entries = read_var_list(self._var_list, self._names_from)
-        slots = resolve(entries)
-        require_storable_objects(slots)  # what cannot be stored shows now, not at the first save
-        if not self._allow_empty:
-            _require_something(slots)
-        self._entries = entries
-        self._var_list = None  # a generator is used up
-        self._rotation.start(time.time())
+        if not self._variables.is_built:
+            self._variables.build()
+            self._rotation.start(time.time())
 
     @property
     def settings(self) -> dict[str, Any]:
         """The constructor's keyword arguments: `Saver(other_vars, **saver.settings)` (TF: saver_def)."""
-        every_n_hours = self._rotation.every_n_hours
-        return {
-            "reshape": self._reshape,
-            "max_to_keep": self._rotation.max_to_keep,
-            "keep_checkpoint_every_n_hours": None if math.isinf(every_n_hours) else every_n_hours,
-            "allow_empty": self._allow_empty,
-            "pad_step_number": self._pad_step_number,
-            "save_relative_paths": self._rotation.relative_paths,
-            "names_from": self._names_from,
-            "max_shard_bytes": self._max_shard_bytes,
-        }
+        return self._settings.as_dict()
 
     # ---- save
 
@@ -143,6 +127,7 @@ class Saver:
         latest_filename: str | None = None,
         write_state: bool = True,
         metadata: Any = None,
+        metrics: Mapping[str, float] | None = None,
     ) -> str | None:
         """Save the variables to a checkpoint, make it the newest of its directory, and let old ones go.
 
@@ -158,44 +143,53 @@ class Saver:
                 all its state files: what leaves it is removed, whichever of them names it.
             write_state: False writes the checkpoint only: it is not listed, not counted and never removed.
             metadata: Any JSON value, stored with the checkpoint.
+            metrics: Numbers by name, stored with it, by which `Best` decides: {"val_loss": 0.31}.
 
         Returns:
-            The prefix, for `restore`; None when there is nothing to save and `allow_empty`.
+            The prefix, for `restore`; None when there is nothing to save and `allow_empty`, or, with `background`, when
+            it was skipped. With `background`, the checkpoint is there after `wait`.
 
         Raises:
+            BaseException: Of a save in the background, the error of the one before.
             RuntimeError: `build()` has not been called; or a signal handler saves in the midst of a save.
             VarListError: A tensor that cannot be stored (meta, sparse, ...), or doubled keys: all of them.
             TypeError, ValueError: An argument has the wrong type or value.
             OSError: The disk is full, the directory may not be written, a directory has the file's name, ...
         """
-        slots = resolve(self._built_entries())
-        prefix, step = arguments.new_prefix(save_path, global_step, latest_filename, self._pad_step_number)
+        started = time.perf_counter()
+        slots = self._variables.now()
+        prefix, step = arguments.new_prefix(save_path, global_step, latest_filename, self._settings.pad_step_number)
+        request = Request(prefix, latest_filename, bool(write_state), step, metadata, numbers_by_name(metrics), started)
         require_json(metadata)
-        if not slots and self._allow_empty:
-            return None
-        _require_something(slots)
-        tensors, trees, self._prepared_save = prepare_save(slots, self._max_shard_bytes, self._prepared_save)
-        now = time.time()
-        with paths.links_followed_once():
-            make_ready(prefix, latest_filename)
-            plan = self._rotation.plan(prefix, now, latest_filename) if write_state else None
-            manifest = Manifest(
-                global_step=step,
-                time=now,
-                versions={"torch": torch.__version__, "torchsaver": __version__},
-                aliases=slots.aliases,
-                complex128=self._prepared_save.complex128,
-                objects=trees,
-                metadata=metadata,
-                commit=plan.commit if plan else None,
-            )
-            with StagedCheckpoint(prefix, self._prepared_save.plans, tensors, manifest) as staged:
-                if plan:
-                    self._rotation.commit(plan, staged.publish)
-                else:
-                    self._rotation.expect_unlisted(prefix)
-                    staged.publish()
-        return prefix
+        return prefix if slots and self._writer.save(slots, request) else None
+
+    def wait(self) -> None:
+        """Wait until a save in the background is done.
+
+        Raises:
+            BaseException: What it has raised; told once.
+        """
+        self._writer.background.wait()
+
+    def close(self) -> None:
+        """Wait as `wait` does, and free the memory of copies; the saver may still be used.
+
+        Raises:
+            BaseException: As `wait`.
+        """
+        self._writer.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._writer.background.join()  # a copy, or a pickle, has all that a save changes
+        return self.__dict__
+
+    def __enter__(self) -> Saver:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._writer.close(error)
 
     # ---- restore
 
@@ -207,8 +201,8 @@ class Saver:
         Unlike TF, a mismatch leaves every variable as it was.
 
         Args:
-            save_path: What `save` or `latest_checkpoint` returned, a third party's .safetensors or index file, or a
-                prefix of TensorFlow's.
+            save_path: What `save` or `latest_checkpoint` returned, a third party's .safetensors or index file, a file
+                of torch.save, or a prefix of TensorFlow's.
             strict: False skips keys the checkpoint does not have, and says so in the report.
             verify: False skips the checksums: then a damaged value, or an error while reading, shows when others have
                 been restored already, or not at all.
@@ -224,8 +218,9 @@ class Saver:
             UnsupportedCheckpointError: Readable, but not by this version.
             OSError: As the system gave it.
         """
-        slots = resolve(self._built_entries())
-        if not slots and self._allow_empty:
+        self._writer.background.join()
+        slots = self._variables.now()
+        if not slots:
             return RestoreReport()
         with CheckpointReader(save_path, known=self._prepared_restore.layouts) as reader:
             return self._restore(reader, slots, strict=strict, verify=verify)
@@ -233,12 +228,12 @@ class Saver:
     def _restore(self, reader: CheckpointReader, slots: Slots, *, strict: bool, verify: bool) -> RestoreReport:
         before = self._prepared_restore
         report, self._prepared_restore = restoring.restore_from(
-            reader, slots, strict=strict, reshape=self._reshape, verify=verify, before=before
+            reader, slots, strict=strict, reshape=self._settings.reshape, verify=verify, before=before
         )
         return report
 
     def resume(
-        self, checkpoint_dir: str | os.PathLike[str], *, latest_filename: str | None = None
+        self, checkpoint_dir: str | os.PathLike[str], *, latest_filename: str | None = None, strict: bool = True
     ) -> RestoreReport | None:
         """Restore the newest valid checkpoint of a directory and go on with its list of checkpoints.
 
@@ -252,36 +247,53 @@ class Saver:
         Args:
             checkpoint_dir: The directory.
             latest_filename: The state file's name, "checkpoint" by default.
+            strict: As for `restore`.
 
         Returns:
-            What was restored, with what was `skipped` on the way; None when there has never been a checkpoint, and
-            nothing has changed.
+            What was restored, the `reason` why it is this one, and what was `skipped` on the way; None when there has
+            never been a checkpoint, and nothing has changed.
 
         Raises:
             NoValidCheckpointError: There have been checkpoints, and none is left that holds.
             MismatchError: The newest valid checkpoint does not fit the variables; an older one is not taken.
             UnsupportedCheckpointError, RuntimeError, OSError: As `newest_valid_checkpoint` and `restore`.
         """
-        slots = resolve(self._built_entries())
+        self._writer.background.join()
+        slots = self._variables.now()
         directory = paths.path_text(checkpoint_dir, "checkpoint_dir")
         search = find_newest_valid(directory, latest_filename)
         if search is None or search.reader is None:
             return None
         try:
             with search.reader as reader:
-                report = self._restore(reader, slots, strict=True, verify=False)
-            kept = times_of_saving(directory, search)
+                report = self._restore(reader, slots, strict=strict, verify=False)
+            kept = records_kept(directory, search)
         finally:
             locks.unpin(directory)
         self._rotation.recover(kept, search.listing)
-        return replace(report, skipped=tuple(search.skipped))
+        return replace(report, skipped=tuple(search.skipped), reason=search.reason)
 
     # ---- the list of checkpoints
 
     @property
     def last_checkpoints(self) -> list[str]:
-        """Prefixes that are remembered, oldest first; a new list each time."""
+        """Prefixes that are remembered, oldest first; a new list each time, after a save in the background is done."""
+        self._writer.background.join()
         return self._rotation.prefixes
+
+    @property
+    def latest_checkpoint(self) -> str | None:
+        """The last of `last_checkpoints`; None without any."""
+        return next(reversed(self.last_checkpoints), None)
+
+    def plan(self) -> list[Decision]:
+        """Return for each checkpoint that is remembered whether it stays or goes as things are, and why; oldest first.
+
+        for decision in saver.plan():
+            print(decision)  # run/model.ckpt-500 stays: one of the last 3
+        """
+        self._writer.background.join()
+        return self._rotation.decisions()
 
     def set_last_checkpoints(self, last_checkpoints: list[str]) -> None:
         """Replace the list, oldest first. As in TF, these are never removed when they leave it; nothing is checked."""
@@ -291,6 +303,7 @@ class Saver:
 
     def set_last_checkpoints_with_time(self, last_checkpoints_with_time: Sequence[tuple[str, float]]) -> None:
         """Replace the list by (prefix, seconds since the epoch), oldest first; nothing is checked."""
+        self._writer.background.join()
         pairs = [(paths.path_text(prefix, "prefix"), float(saved)) for prefix, saved in last_checkpoints_with_time]
         self._rotation.replace(pairs)
 
@@ -302,15 +315,6 @@ class Saver:
         """
         if isinstance(checkpoint_paths, (str, bytes)):
             raise TypeError("checkpoint_paths is a list of prefixes, not a single one")
+        self._writer.background.join()  # one of them may be on its way
         found = [(path, mtime) for path in checkpoint_paths for mtime in get_checkpoint_mtimes([path])]
         self.set_last_checkpoints_with_time(found)
-
-    def _built_entries(self) -> list[Entry]:
-        if self._entries is None:
-            raise RuntimeError("this Saver was made with defer_build=True; call build() first")
-        return self._entries
-
-
-def _require_something(slots: Slots) -> None:
-    if not slots:
-        raise VarListError(["there is nothing to save; pass variables, or allow_empty=True"])

@@ -139,9 +139,10 @@ def test_file_of_torch_save_is_converted_bit_for_bit(to: Format, *, is_zip: bool
     done = convert_checkpoint(tmp_path / "m.pt", tmp_path / "new", to=to)
     wanted = {key: bits(tensor.detach().clone().contiguous().resolve_conj()) for key, tensor in state.items()}
     assert contents(tmp_path / "new") == wanted
-    assert done.left_out == {"epoch": "no tensor"}
+    assert done.left_out == ({} if to == "safetensors" else {"epoch": "no tensor"})
     with ts.load_checkpoint(tmp_path / "new") as reader:
         assert reader.aliases == ({"same": "tied"} if to == "safetensors" else {})
+        assert reader.metadata == ({"epoch": 1} if to == "safetensors" else None)
 
 
 def test_state_dict_within_others_comes_out_by_rules(tmp_path: Path) -> None:
@@ -152,7 +153,9 @@ def test_state_dict_within_others_comes_out_by_rules(tmp_path: Path) -> None:
     done = convert_checkpoint(tmp_path / "m.ckpt", tmp_path / "new", rules=parse_rules(rules + drop))
     loaded = load_file(tmp_path / "new.safetensors")
     model.load_state_dict(loaded)
-    assert done.left_out == {"optimizer": "no tensor", "epoch": "no tensor"}
+    assert done.left_out == {"optimizer": "no tensor"}
+    with ts.load_checkpoint(tmp_path / "new") as reader:
+        assert (reader.metadata, reader.object_trees) == ({"epoch": 1}, {})
 
 
 def test_shards_of_torch_save_are_one_checkpoint(tmp_path: Path) -> None:

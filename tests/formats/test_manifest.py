@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ FULL = Manifest(
     objects={"optimizer": {"state": [{"lr": 0.1}, None]}},
     versions={"torch": "2.4.0"},
     metadata={"note": "\u00e9\U0001f600", "list": [1, -0.5, True, None]},
+    metrics={"val/\u00e9": 0.1, "inf": math.inf, "-inf": -math.inf, "small": 5e-324, "big": -1.7976931348623157e308},
 )
 PLAIN = {"format_version": 1, "crc32c": dict.fromkeys(KEYS, "00000000")}
 
@@ -69,6 +71,8 @@ CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
     "complex128": lambda m: m.update(complex128=[]),
     "object": lambda m: m["objects"]["optimizer"]["state"][0].update(lr=0.2),
     "metadata": lambda m: m["metadata"].update(note="e"),
+    "metric": lambda m: m["metrics"].update(small=0.0),
+    "metric_gone": lambda m: m.pop("metrics"),
     "new_field": lambda m: m.update(new=1),
     "own_checksum": lambda m: m.update(header_crc32c="00000000"),
     "own_checksum_in_capitals": lambda m: m.update(header_crc32c=m["header_crc32c"].upper() + " "),
@@ -108,6 +112,7 @@ WRONG_FIELDS: list[dict[str, Any]] = [
     *({"time": value} for value in ("1", True, [], {})),
     *({"crc32c": value} for value in ([], "x", None, dict.fromkeys(KEYS, 1), dict.fromkeys(KEYS, "xyz"), {}, {"w": "00000000"})),
     {"crc32c": dict.fromkeys([*KEYS, "other"], "00000000")},
+    *({"metrics": value} for value in ([], "x", 3, *({"loss": v} for v in ("0.5", "NaN", "", None, True, [], {}, 10**400)))),
     *({"aliases": value} for value in ([], "x", {"tied": 1}, {"tied": None})),
     *({"complex128": value} for value in ({}, "z", [1], [None], [[]])),
     *({"objects": value} for value in ([], "x", 1)),
@@ -117,7 +122,7 @@ WRONG_FIELDS: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("fields", WRONG_FIELDS, ids=str)
+@pytest.mark.parametrize("fields", WRONG_FIELDS, ids=lambda fields: str(fields)[:60])
 def test_parse_manifest_signed_field_of_a_wrong_type_is_a_corrupt_checkpoint(fields: dict[str, Any]) -> None:
     assert parse(signed(PLAIN, json.loads(CONTENT))).crc32c == dict.fromkeys(KEYS, 0)
     with pytest.raises(CorruptCheckpointError):
@@ -213,3 +218,21 @@ def test_require_json_value_taken_at_any_depth_can_be_written_and_read() -> None
         text, _ = format_manifest(Manifest(crc32c=FULL.crc32c, metadata=nested(depth)), CONTENT)
         parse(text)
     assert taken != list(range(500, 1100))
+
+
+def test_metrics_of_nan_come_back_as_nan_and_whole_numbers_as_floats() -> None:
+    given = Manifest(crc32c=FULL.crc32c, metrics={"loss": math.nan, "epoch": 3})
+    found = parse(format_manifest(given, CONTENT)[0]).metrics
+    assert math.isnan(found["loss"])
+    assert (found["epoch"], type(found["epoch"])) == (3.0, float)
+    assert '"metrics":{"epoch":3,"loss":"nan"}' in format_manifest(given, CONTENT)[0]
+
+
+def test_manifest_without_metrics_has_no_such_field() -> None:
+    assert '"metrics"' not in format_manifest(Manifest(crc32c=FULL.crc32c), CONTENT)[0]
+    assert parse(format_manifest(Manifest(crc32c=FULL.crc32c), CONTENT)[0]).metrics == {}
+
+
+def test_manifest_of_a_shard_has_no_metrics_and_the_step() -> None:
+    shard = FULL.for_shard(["z"])
+    assert (shard.metrics, shard.global_step, shard.complex128) == ({}, 7, {"z"})

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from collections.abc import Iterable, Iterator
 
 import pytest
 
+from torchsaver.formats import parallel
 from torchsaver.formats.parallel import alongside, cores, share
 
 SECS = 20  # until a test that hangs fails instead
@@ -99,13 +101,13 @@ def _others() -> list[threading.Thread]:
 def test_share_interrupted_while_it_waits_for_the_others_ends_them_first(monkeypatch: pytest.MonkeyPatch) -> None:
     caller, interrupted, ended = threading.get_ident(), threading.Event(), []
     taken: list[int] = []
-    join, once = threading.Thread.join, iter([True])
+    join, once = parallel._Helper.finish, iter([True])
 
-    def interrupt(thread: threading.Thread, timeout: float | None = None) -> None:
+    def interrupt(thread: parallel._Helper) -> None:
         if next(once, False):
             interrupted.set()
             raise KeyboardInterrupt
-        join(thread, timeout)
+        join(thread)
 
     def work(numbers: Iterable[int]) -> None:
         if threading.get_ident() == caller:
@@ -115,11 +117,34 @@ def test_share_interrupted_while_it_waits_for_the_others_ends_them_first(monkeyp
             interrupted.wait(SECS)
         ended.append(True)
 
-    monkeypatch.setattr(threading.Thread, "join", interrupt)
+    monkeypatch.setattr(parallel._Helper, "finish", interrupt)
     with pytest.raises(KeyboardInterrupt):
         share(10_000_000, 3, work)
     assert len(ended) == 2
     assert len(taken) < 10_000_000
+
+
+def test_share_interrupted_by_a_signal_waits_until_the_others_have_really_ended() -> None:
+    caller, interrupted, ended = threading.get_ident(), threading.Event(), []
+
+    def interrupt(*_: object) -> None:
+        interrupted.set()
+        raise KeyboardInterrupt
+
+    def work(numbers: Iterable[int]) -> None:
+        if threading.get_ident() != caller:
+            interrupted.wait(SECS)
+            ended.append(sum(range(3_000_000)))
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with pytest.raises(KeyboardInterrupt):
+            share(2, 2, work)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert len(ended) == 1
 
 
 @pytest.mark.parametrize("nth", [1, 2])
@@ -127,7 +152,7 @@ def test_share_interrupted_while_it_waits_for_the_others_ends_them_first(monkeyp
 def test_share_with_a_fault_or_an_interrupt_while_a_thread_starts_waits_for_all_that_did(
     *, has_started: bool, nth: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start, join, calls = threading.Thread.start, threading.Thread.join, iter(range(1, 9))
+    start, join, calls = threading.Thread.start, parallel._Helper.finish, iter(range(1, 9))
     started: set[threading.Thread] = set()
     joined: set[threading.Thread] = set()
 
@@ -139,12 +164,12 @@ def test_share_with_a_fault_or_an_interrupt_while_a_thread_starts_waits_for_all_
         if is_nth:
             raise Fault("can't start new thread")
 
-    def joining(thread: threading.Thread, timeout: float | None = None) -> None:
-        join(thread, timeout)
+    def joining(thread: parallel._Helper) -> None:
+        join(thread)
         joined.add(thread)
 
     monkeypatch.setattr(threading.Thread, "start", failing)
-    monkeypatch.setattr(threading.Thread, "join", joining)
+    monkeypatch.setattr(parallel._Helper, "finish", joining)
     with pytest.raises(Fault):
         share(300_000, 3, lambda numbers: None)
     assert joined >= started
@@ -237,14 +262,14 @@ def test_alongside_error_in_both_raises_that_of_the_block() -> None:
 
 
 def test_alongside_interrupted_while_it_waits_for_the_steps_ends_them_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    join, once, interrupted = threading.Thread.join, iter([True]), threading.Event()
+    join, once, interrupted = parallel._Helper.finish, iter([True]), threading.Event()
     steps_done: list[int] = []
 
-    def interrupt(thread: threading.Thread, timeout: float | None = None) -> None:
+    def interrupt(thread: parallel._Helper) -> None:
         if next(once, False):
             interrupted.set()
             raise KeyboardInterrupt
-        join(thread, timeout)
+        join(thread)
 
     def steps() -> Iterator[None]:
         for number in range(200_000):
@@ -252,7 +277,7 @@ def test_alongside_interrupted_while_it_waits_for_the_steps_ends_them_first(monk
             steps_done.append(number)
             yield
 
-    monkeypatch.setattr(threading.Thread, "join", interrupt)
+    monkeypatch.setattr(parallel._Helper, "finish", interrupt)
     with pytest.raises(KeyboardInterrupt), alongside(steps()):
         pass
     assert len(steps_done) < 200_000

@@ -10,8 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from golden.replay import Clock
 
 import torchsaver as ts
+from torchsaver.loop.checkpoint_waiting import checkpoints_iterator
+from torchsaver.loop.saver_hook import CheckpointSaverHook, CheckpointSaverListener
+from torchsaver.manager import CheckpointManager
 
 
 def _tensor(value: Any) -> torch.Tensor:
@@ -46,14 +50,38 @@ class Model:
                 self.variables[name] = ts.Variable(tensor, name=name, dtype=tensor.dtype)
 
 
+class _Events(CheckpointSaverListener):
+    """Writes down what a hook tells, and asks to stop after the save of one step."""
+
+    def __init__(self, stop_at: int | None) -> None:
+        self.events: list[str] = []
+        self._stop_at = stop_at
+
+    def begin(self) -> None:
+        self.events.append("begin")
+
+    def before_save(self, global_step: int) -> None:
+        self.events.append(f"before_save {global_step}")
+
+    def after_save(self, global_step: int) -> bool:
+        self.events.append(f"after_save {global_step}")
+        return global_step == self._stop_at
+
+    def end(self, global_step: int) -> None:
+        self.events.append(f"end {global_step}")
+
+
 class Driver:
     """One scenario's models, savers and readers; `saver_defaults` are settings the scenario's savers get unless it says."""
 
-    def __init__(self, saver_defaults: dict[str, Any] | None = None) -> None:
+    def __init__(self, clock: Clock, saver_defaults: dict[str, Any] | None = None) -> None:
+        self.clock = clock
         self.saver_defaults = saver_defaults or {}
         self.models: dict[str, Model] = {}
         self.savers: dict[str, tuple[ts.Saver, Model]] = {}
         self.readers: dict[str, ts.CheckpointReader] = {}
+        self.objects: dict[str, dict[str, Any]] = {}
+        self.managers: dict[str, CheckpointManager] = {}
 
     # ---- variables
 
@@ -203,6 +231,124 @@ class Driver:
         with contextlib.redirect_stdout(io.StringIO()) as printed:
             ts.print_tensors_in_checkpoint_file(path, **args)
         return printed.getvalue()
+
+    # ---- filling a model from another's checkpoint
+
+    def init_from_checkpoint(self, model: str, path: str, map: dict[str, Any]) -> dict[str, Any]:  # noqa: A002
+        owner = self.models[model]
+        targets = {
+            key: owner.variables[target["var"]] if isinstance(target, dict) else target for key, target in map.items()
+        }
+        with owner.collection:
+            ts.init_from_checkpoint(path, targets)
+        return self.get(model)
+
+    # ---- the loop
+
+    def checkpoints_iterator(
+        self,
+        saver: str,
+        dir: str,  # noqa: A002
+        script: list[list[float]],
+        timeout_fn: Any = None,
+        **args: Any,
+    ) -> dict[str, Any]:
+        start, asked = self.clock.time(), []
+        self.clock.hook = lambda: self._saves_that_are_due(saver, dir, script, self.clock.time() - start)
+        self.clock.hook()
+
+        def is_over() -> bool:
+            asked.append(self.clock.time() - start)
+            return timeout_fn == "true" or len(asked) == timeout_fn
+
+        steps = checkpoints_iterator(dir, timeout_fn=is_over if timeout_fn is not None else None, **args)
+        yields = [[self.clock.time() - start, path] for path in steps]
+        self.clock.hook = None
+        return {"yields": yields, "timeout_fn_calls": asked, "end": self.clock.time() - start}
+
+    def _saves_that_are_due(self, saver: str, directory: str, script: list[list[float]], now: float) -> None:
+        while script and script[0][0] <= now:
+            self.save(saver, f"{directory}/m", int(script.pop(0)[1]))
+
+    def train_loop(
+        self,
+        dir: str,  # noqa: A002
+        steps: int,
+        *,
+        seconds_per_step: float = 0.0,
+        resume: bool = False,
+        stop_after_save_at: int | None = None,
+        max_to_keep: int = 5,
+        **hook_settings: Any,
+    ) -> dict[str, Any]:
+        """Train as under TF's MonitoredTrainingSession: x starts at 100 and grows by 1 a step."""
+        x, step = torch.tensor(100.0), torch.tensor(0)
+        saver = ts.Saver({"x": x, "global_step": step}, **{**self.saver_defaults, "max_to_keep": max_to_keep})
+        listener = _Events(stop_after_save_at)
+        hook = CheckpointSaverHook(dir, saver=saver, listeners=[listener], **hook_settings)
+        hook.begin()
+        state = ts.get_checkpoint_state(dir) if resume else None
+        if state is not None:
+            saver.restore(state.model_checkpoint_path)
+            saver.recover_last_checkpoints(state.all_model_checkpoint_paths)
+        start = [step.item(), x.item()]
+        hook.after_create_session(step)
+        for _ in range(steps):
+            x += 1
+            step += 1
+            if hook.after_run(step):
+                break
+            self.clock.sleep(seconds_per_step)
+        hook.end(step)
+        return {
+            "start": start,
+            "steps_run": step.item() - start[0],
+            "events": listener.events,
+            "last_checkpoints": saver.last_checkpoints,
+        }
+
+    # ---- TF2's manager; its Checkpoint object is a dict of values here
+
+    def checkpoint_object(self, id: str) -> None:  # noqa: A002
+        self.objects[id] = {"value": torch.tensor(0.0), "step": torch.tensor(0), "save_counter": ts.Counter()}
+
+    def checkpoint_object_set(self, id: str, value: float | None = None, step: int | None = None) -> None:  # noqa: A002
+        for key, new in (("value", value), ("step", step)):
+            if new is not None:
+                self.objects[id][key].fill_(new)
+
+    def checkpoint_object_get(self, id: str) -> dict[str, float]:  # noqa: A002
+        values = self.objects[id]
+        return {"value": values["value"].item(), "save_counter": int(values["save_counter"])}
+
+    def manager(
+        self,
+        id: str,  # noqa: A002
+        obj: str,
+        dir: str,  # noqa: A002
+        *,
+        use_step_counter: bool = False,
+        init_value: float | None = None,
+        **args: Any,
+    ) -> None:
+        values = self.objects[obj]
+        self.managers[id] = CheckpointManager(
+            values,
+            dir,
+            step_counter=values["step"] if use_step_counter else None,
+            init_fn=None if init_value is None else lambda: self.checkpoint_object_set(obj, value=init_value),
+            **args,
+        )
+
+    def manager_save(self, manager: str, **args: Any) -> str | None:
+        return self.managers[manager].save(**args)
+
+    def manager_state(self, manager: str) -> dict[str, Any]:
+        names = ("latest_checkpoint", "checkpoints", "directory", "checkpoint_interval")
+        return {name: getattr(self.managers[manager], name) for name in names}
+
+    def manager_restore_or_initialize(self, manager: str) -> str | None:
+        return self.managers[manager].restore_or_initialize()
 
     def close(self) -> None:
         for reader in self.readers.values():

@@ -34,12 +34,15 @@ class Clock:
 
     def __init__(self, now: float) -> None:
         self.now = now
+        self.hook: Callable[[], object] | None = None  # called after each sleep
 
     def time(self) -> float:
         return self.now
 
     def sleep(self, seconds: float) -> None:
         self.now += seconds
+        if self.hook is not None:
+            self.hook()
 
 
 class World:

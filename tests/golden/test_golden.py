@@ -11,18 +11,12 @@ import pytest
 from golden.driver import Driver
 from golden.replay import Clock, differences
 
-KINDS = {
-    *("files", "hours", "latest_filename", "names", "reader", "recover"),
-    *("restore", "retention", "state_file", "state_parse", "state_write", "var_list"),
-}
-SCENARIOS = [
-    s for s in json.loads(Path(__file__).with_name("saver.json").read_text())["scenarios"] if s["kind"] in KINDS
-]
+SCENARIOS = json.loads(Path(__file__).with_name("saver.json").read_text())["scenarios"]
 
-# Scenarios marked `must` that differ on purpose. DESIGN: save_relative_paths is True here and False in TF, so that a moved
-# or copied directory keeps working; with TF's default given, each of them replays exactly, which is tested too.
+# Scenarios marked `must` that differ on purpose. save_relative_paths is True here and False in TF, so that a moved or
+# copied directory keeps working; with TF's default given, each of them replays exactly, which is tested too.
 _RELATIVE = "the state file's paths are relative to it"
-EXCEPTIONS = {
+RELATIVE_PATHS = {
     "two_savers_two_state_files": _RELATIVE,
     "one_saver_many_directories": _RELATIVE,
     "told_list_is_not_checked": _RELATIVE,
@@ -31,6 +25,10 @@ EXCEPTIONS = {
     "custom_state_file": _RELATIVE,
     "state_text_absolute": _RELATIVE,
     "move_absolute_directory": "a directory saved under an absolute path can be moved",
+}
+# Other scenarios marked `must` that differ on purpose, in their last operation alone.
+STRICTER = {
+    "init_scope_is_whole_part": "a scope that no variable is in is an error: TF goes on, and a typo trains from scratch",
 }
 # Scenarios marked `tf_quirk`, where TF itself is unsafe or unclear: what is done instead.
 QUIRKS = {
@@ -52,7 +50,7 @@ def _run(scenario: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(time, "time", clock.time)
     monkeypatch.setattr(time, "sleep", clock.sleep)
     monkeypatch.chdir(tmp_path)
-    driver = Driver(saver_defaults)
+    driver = Driver(clock, saver_defaults)
     try:
         return differences(driver, clock, scenario, str(tmp_path.resolve()))
     finally:
@@ -63,21 +61,29 @@ def _named(scenarios: list[dict[str, Any]]) -> Any:
     return pytest.mark.parametrize("scenario", scenarios, ids=lambda scenario: scenario["name"])
 
 
-@_named([s for s in SCENARIOS if s["name"] not in {**EXCEPTIONS, **QUIRKS}])
+@_named([s for s in SCENARIOS if s["name"] not in {**RELATIVE_PATHS, **STRICTER, **QUIRKS}])
 def test_recorded_scenario_replays_exactly(
     scenario: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert _run(scenario, tmp_path, monkeypatch) == []
 
 
-@_named([s for s in SCENARIOS if s["name"] in EXCEPTIONS])
+@_named([s for s in SCENARIOS if s["name"] in RELATIVE_PATHS])
 def test_scenario_with_absolute_paths_replays_exactly_with_tf_default(
     scenario: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert _run(scenario, tmp_path, monkeypatch, save_relative_paths=False) == []
 
 
-@_named([s for s in SCENARIOS if s["name"] in {**EXCEPTIONS, **QUIRKS}])
+@_named([s for s in SCENARIOS if s["name"] in STRICTER])
+def test_stricter_scenario_differs_in_its_last_operation_alone(
+    scenario: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    last = len(scenario["ops"]) - 1
+    assert [line.split()[1] for line in _run(scenario, tmp_path, monkeypatch)] == [str(last)]
+
+
+@_named([s for s in SCENARIOS if s["name"] in {**RELATIVE_PATHS, **QUIRKS}])
 def test_named_exception_really_differs(
     scenario: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -86,6 +92,6 @@ def test_named_exception_really_differs(
 
 def test_exceptions_are_named_for_what_they_are() -> None:
     ports = {scenario["name"]: scenario["port"] for scenario in SCENARIOS}
-    assert {ports[name] for name in EXCEPTIONS} == {"must"}
+    assert {ports[name] for name in [*RELATIVE_PATHS, *STRICTER]} == {"must"}
     assert {ports[name] for name in QUIRKS} == {"tf_quirk"}
-    assert len(SCENARIOS) == 110
+    assert len(SCENARIOS) == 133

@@ -2,42 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
 import io
 import os
-import struct
-import termios
 from collections.abc import Iterator
-from typing import TextIO
 
 import pytest
+from terminal import Terminal
 
 from torchsaver.inspection import progress
 from torchsaver.inspection.progress import ProgressBar, progress_line
 from torchsaver.inspection.reports import Progress
-
-
-class Terminal:
-    """A pseudo-terminal of `columns` cells: `stream` is its end, `text()` what was written there."""
-
-    def __init__(self, columns: int, encoding: str = "utf-8") -> None:
-        self._master, slave = os.openpty()
-        self.stream: TextIO = open(slave, "w", encoding=encoding, errors="backslashreplace")  # noqa: SIM115
-        self.resize(columns)
-        os.set_blocking(self._master, False)
-
-    def resize(self, columns: int) -> None:
-        fcntl.ioctl(self.stream.fileno(), termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-
-    def text(self) -> str:
-        try:
-            return os.read(self._master, 1 << 16).decode()
-        except BlockingIOError:
-            return ""
-
-    def close(self) -> None:
-        self.stream.close()
-        os.close(self._master)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import torch
 
 import torchsaver as ts
 from torchsaver.storage import paths
-from torchsaver.storage.catalog import Records, checkpoint_names, read_listing, read_manifest, written_after
+from torchsaver.storage.catalog import Listing, Records, checkpoint_names, read_listing, read_manifest, written_after
 
 
 def _state(directory: Path, newest: str, *kept: str) -> None:
@@ -117,3 +117,52 @@ def test_own_name_through_a_link_to_the_directory_is_its_own(tmp_path: Path) -> 
     (tmp_path / "link").symlink_to(tmp_path / "real")
     assert paths.own_name(str(tmp_path / "link"), str(tmp_path / "real" / "m")) == "m"
     assert paths.own_name(str(tmp_path / "real"), str(tmp_path / "link" / "m")) == "m"
+
+
+def test_identities_of_a_listing_are_real_paths_in_its_order(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    _state(tmp_path / "real", "b", "a", "../c", "b")
+    real = os.path.realpath(tmp_path / "real")
+    assert read_listing(str(tmp_path / "link")).identities == [f"{real}/a", f"{real}/b"]
+    assert Listing(str(tmp_path / "none" / "checkpoint")).identities == []
+
+
+@pytest.mark.parametrize(
+    ("names", "others", "listed", "merged"),
+    [
+        ("", "", "a", "a"),
+        ("ab", "", "abc", "abc"),
+        ("ab", "", "c", "c"),  # what nobody vouches for leaves the list
+        ("axb", "x", "abc", "axbc"),  # another process's stays where it was committed
+        ("xab", "x", "bc", "xbc"),
+        ("abx", "x", "abc", "abxc"),
+        ("bx", "x", "abc", "abxc"),  # one that had been dropped from the list comes first
+        ("axb", "x", "ba", "xba"),  # saved again: the newest
+    ],
+)
+def test_merged_is_in_order_of_commit_with_the_newest_last(
+    tmp_path: Path, names: str, others: str, listed: str, merged: str
+) -> None:
+    directory = os.path.realpath(tmp_path)
+    listing = Listing(f"{directory}/checkpoint", names=tuple(names))
+    found = listing.merged([f"{directory}/{n}" for n in others], [f"{directory}/{n}" for n in listed])
+    assert "".join(os.path.basename(identity) for identity in found) == merged
+
+
+def test_state_without_some_keeps_all_else_as_it_is_written(tmp_path: Path) -> None:
+    _state(tmp_path, f"{tmp_path}/c", "a", "./b", "../elsewhere/a", f"{tmp_path}/c")
+    with open(tmp_path / "checkpoint", "a") as file:
+        file.write("".join(f"\nall_model_checkpoint_timestamps: {n}" for n in (1, 2, 3, 4)))
+    listing = read_listing(str(tmp_path))
+    real = os.path.realpath(tmp_path)
+    state = listing.state_without({f"{real}/b"})
+    assert state.all_model_checkpoint_paths == ["a", "../elsewhere/a", f"{tmp_path}/c"]
+    assert state.all_model_checkpoint_timestamps == [1.0, 3.0, 4.0]
+    assert state.model_checkpoint_path == f"{tmp_path}/c"
+    assert listing.state_without(set()).all_model_checkpoint_paths[1] == "./b"
+
+
+def test_state_without_of_no_state_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ts.CorruptCheckpointError, match="newest checkpoint"):
+        read_listing(str(tmp_path)).state_without(set())

@@ -228,3 +228,37 @@ def test_saver_whose_removal_of_an_old_sharded_checkpoint_failed_half_way_remove
     assert len(seen) >= call
     saver.save(tmp_path / "m", 3)
     assert [name for name in os.listdir(tmp_path) if name.startswith(("m-1", "m-2"))] == []
+
+
+# ---- what others read, and what removing frees
+
+
+@pytest.mark.parametrize("shard_bytes", [None, 12])
+def test_checkpoint_is_pinned_while_any_of_its_files_is(tmp_path: Path, shard_bytes: int | None) -> None:
+    from torchsaver.storage import locks
+    from torchsaver.storage.checkpoint_files import is_pinned, remove_unpinned
+
+    prefix = str(tmp_path / "m")
+    write_checkpoint(prefix, _tensors(1.0), Manifest(), shard_bytes)
+    for path in sorted(tmp_path.iterdir()):
+        assert not is_pinned(prefix)
+        fd = os.open(path, os.O_RDONLY)
+        assert locks.acquire(fd, shared=True)
+        assert is_pinned(prefix)
+        assert not remove_unpinned(prefix)
+        os.close(fd)
+    assert not is_pinned(str(tmp_path / "none"))
+    assert remove_unpinned(prefix)
+
+
+@pytest.mark.parametrize("shard_bytes", [None, 12])
+def test_bytes_to_free_are_those_of_files_without_another_name(tmp_path: Path, shard_bytes: int | None) -> None:
+    from torchsaver.storage.checkpoint_files import bytes_to_free
+
+    prefix = str(tmp_path / "m")
+    write_checkpoint(prefix, _tensors(1.0), Manifest(), shard_bytes)
+    sizes = {path: path.stat().st_size for path in tmp_path.iterdir()}
+    assert bytes_to_free(prefix) == sum(sizes.values())
+    for path in sizes:
+        os.link(path, tmp_path / f"{path.name}.other")
+    assert bytes_to_free(prefix) == bytes_to_free(str(tmp_path / "none")) == 0

@@ -208,3 +208,87 @@ def test_remove_of_a_file_that_is_gone_is_no_error_and_of_a_link_removes_the_lin
     disk.remove(str(tmp_path / "gone"))
     disk.remove(str(tmp_path / "link"))
     assert os.listdir(tmp_path) == ["victim"]
+
+
+# ---- another name of a file
+
+
+def _two_files(directory: Path) -> tuple[str, str]:
+    source, path = directory / "source", directory / "path"
+    source.write_bytes(bytes(range(256)) * 5000)  # more than one copied piece
+    path.write_bytes(b"old")
+    return str(source), str(path)
+
+
+def _no_links(number: int) -> object:
+    def link(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return link
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_link_atomic_makes_the_very_file_in_place_of_the_old_one_durably(
+    tmp_path: Path, is_there: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, path = _two_files(tmp_path)
+    if not is_there:
+        os.unlink(path)
+    counting = install(monkeypatch)
+    disk.link_atomic(source, path)
+    assert os.path.samefile(source, path)
+    assert counting.synced == ["directory"]
+    assert sorted(os.listdir(tmp_path)) == ["path", "source"]
+    disk.link_atomic(source, path)  # it is already
+    assert counting.synced == ["directory"]
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK])
+def test_link_atomic_without_hard_links_is_a_durable_copy(
+    tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, path = _two_files(tmp_path)
+    monkeypatch.setattr(os, "link", _no_links(number))
+    counting = install(monkeypatch)
+    disk.link_atomic(source, path)
+    assert not os.path.samefile(source, path)
+    assert Path(path).read_bytes() == Path(source).read_bytes()
+    assert counting.synced[0] == "file"
+    assert counting.synced[-1] == "directory"
+    assert sorted(os.listdir(tmp_path)) == ["path", "source"]
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ENOSPC])
+def test_link_atomic_that_fails_names_the_path_and_leaves_the_old_file(
+    tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, path = _two_files(tmp_path)
+    monkeypatch.setattr(os, "link", _no_links(number))
+    with pytest.raises(OSError, match=r".") as caught:
+        disk.link_atomic(source, path)
+    assert (caught.value.errno, caught.value.filename) == (number, path)
+    assert Path(path).read_bytes() == b"old"
+    assert sorted(os.listdir(tmp_path)) == ["path", "source"]
+
+
+def test_link_atomic_of_nothing_is_not_found_and_leaves_the_old_file(tmp_path: Path) -> None:
+    source, path = _two_files(tmp_path)
+    os.unlink(source)
+    with pytest.raises(FileNotFoundError):
+        disk.link_atomic(source, path)
+    assert Path(path).read_bytes() == b"old"
+
+
+def test_link_atomic_whose_temporary_name_another_process_sweeps_gets_there_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, path = _two_files(tmp_path)
+    real = os.link
+
+    def swept(old: str, new: str, **how: bool) -> None:
+        real(old, new, **how)
+        os.unlink(new)
+
+    monkeypatch.setattr(os, "link", swept)
+    disk.link_atomic(source, path)
+    assert Path(path).read_bytes() == Path(source).read_bytes()

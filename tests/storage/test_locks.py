@@ -116,19 +116,22 @@ def test_directory_lock_within_itself_is_refused_and_stays(tmp_path: Path) -> No
 
 def test_forked_child_holds_no_lock_of_a_parent_that_is_gone(tmp_path: Path) -> None:
     reader, writer = os.pipe()
+    lives, is_alive = os.pipe()
     parent = os.fork()
     if parent == 0:
         lock = locks.DirectoryLock(str(tmp_path))
         lock.__enter__()
         if os.fork() == 0:
             os.close(writer)
+            os.write(is_alive, b"1")
             os.read(reader, 1)  # lives on until the test closes its end
             os._exit(0)
         os.kill(os.getpid(), 9)
     os.waitpid(parent, 0)
+    os.read(lives, 1)
     fd = os.open(tmp_path, os.O_RDONLY)
     assert locks.acquire(fd) is True
-    for end in (fd, reader, writer):
+    for end in (fd, reader, writer, lives, is_alive):
         os.close(end)
 
 
@@ -234,3 +237,41 @@ def test_unused_of_a_link_or_a_file_closed_to_readers_is_free(tmp_path: Path) ->
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     with locks.unused([str(tmp_path / "link"), str(tmp_path / "missing")]) as free:
         assert free
+
+
+# ---- is it pinned?
+
+
+def test_pinned_elsewhere_is_what_another_descriptor_has_locked_and_nothing_is_let_go(two: list[int]) -> None:
+    path = os.readlink(f"/proc/self/fd/{two[0]}")
+    assert not locks.is_pinned_elsewhere([path])
+    assert locks.acquire(two[0], shared=True)
+    assert locks.is_pinned_elsewhere(["/none", path])
+    assert locks.is_pinned_elsewhere([path])  # asking has not let it go
+    assert locks.acquire(two[1], shared=False) is False
+    locks.release(two[0])
+    assert not locks.is_pinned_elsewhere([path])
+    assert locks.acquire(two[1]) is True  # and has left nothing locked
+
+
+def test_pinned_elsewhere_is_not_what_this_process_has_pinned(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"")
+    fd = os.open(path, os.O_RDONLY)
+    assert locks.pin(str(tmp_path), {str(path): fd})
+    os.close(fd)
+    assert not locks.is_pinned_elsewhere([str(path)])
+    locks.unpin(str(tmp_path))
+
+
+def test_pinned_elsewhere_is_none_of_links_special_files_and_what_is_not_there(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path)
+    os.mkfifo(tmp_path / "fifo")
+    assert not locks.is_pinned_elsewhere([str(tmp_path / name) for name in ("link", "fifo", "none")])
+
+
+def test_pinned_elsewhere_is_none_where_there_are_no_locks(two: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    path = os.readlink(f"/proc/self/fd/{two[0]}")
+    assert locks.acquire(two[0], shared=True)
+    monkeypatch.setattr(locks, "fcntl", None)
+    assert not locks.is_pinned_elsewhere([path])

@@ -6,10 +6,12 @@ import collections
 import json
 from typing import Any
 
+import numpy as np
 import torch
 
 from torchsaver.formats.json_text import canonical_json
 from torchsaver.variables import state_tree
+from torchsaver.variables.named_state import NamedState
 from torchsaver.variables.state_tree import tensor_keys, unflatten
 from torchsaver.variables.var_list import Problems
 
@@ -32,13 +34,22 @@ def round_trip(state: Any) -> Any:
 
 def described(value: Any) -> Any:
     """Return something whose == compares values and types, and the order where it is a part of the value."""
-    if isinstance(value, torch.Tensor):
-        return "tensor", value.dtype, value.tolist()
+    if isinstance(value, (torch.Tensor, np.ndarray)):
+        return _described_array(value)
+    if isinstance(value, NamedState):
+        return NamedState, list(value.parameters), described([value.parameters, value.others, value.param_groups])
     if isinstance(value, dict):
         pairs = [(described(key), described(item)) for key, item in value.items()]
         return type(value), pairs if isinstance(value, collections.OrderedDict) else sorted(pairs, key=repr)
     if isinstance(value, (list, tuple)):
         return type(value), [described(item) for item in value]
-    if isinstance(value, set):
-        return set, frozenset(map(repr, map(described, value)))
+    if isinstance(value, (set, frozenset)):
+        return type(value), sorted(map(repr, map(described, value)))
     return type(value), repr(value)
+
+
+def _described_array(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return "tensor", value.dtype, value.tolist()
+    fields = [described(value[name]) for name in value.dtype.names or ()]  # what is between them is no value
+    return type(value), repr(value.dtype), value.shape, fields or value.tobytes()

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import torchsaver as ts
+from torchsaver.variables.optimizers import NamedOptimizer
 from torchsaver.variables.restore_plan import plan_restore
 from torchsaver.variables.var_list import Slots
 
@@ -227,3 +228,80 @@ def test_restore_with_one_slot_wrong_changes_no_tensor(tmp_path: Path) -> None:
 )
 def test_report_shown_says_what_was_skipped(report: ts.RestoreReport, parts: list[str]) -> None:
     assert [part for part in parts if part not in repr(report)] == []
+
+
+# ---- names that differ in wrappers only
+
+
+def test_plan_finds_through_wrappers_what_is_not_stored_under_its_own_name() -> None:
+    slots, shelf = (
+        _slots("fc.w", "own.module.w", "plain"),
+        Shelf({"module.fc.w": Spec(), "own.w": Spec(), "plain": Spec()}),
+    )
+    plan = plan_restore(slots, shelf, strict=True, reshape=False)
+    assert plan.sources == {"fc.w": "module.fc.w", "own.module.w": "own.w", "plain": "plain"}
+    assert plan.unused == []
+    with pytest.raises(ts.MismatchError) as raised:
+        plan_restore(slots, shelf, strict=True, reshape=False, through_wrappers=False)
+    assert raised.value.missing == ("fc.w", "own.module.w")
+
+
+def test_plan_through_wrappers_still_judges_shapes_and_dtypes_by_the_slots_key() -> None:
+    slots = _slots("a", "b")
+    shelf = Shelf({"module.a": Spec((3,)), "module.b": Spec(dtype=torch.int64)})
+    with pytest.raises(ts.MismatchError) as raised:
+        plan_restore(slots, shelf, strict=True, reshape=False)
+    assert (raised.value.shapes[0][0], raised.value.dtypes[0][0]) == ("a", "b")
+
+
+def test_plan_finds_objects_through_wrappers_and_takes_them_for_used() -> None:
+    slots = Slots(objects={"m._extra_state": Untouchable()})
+    shelf = Shelf({}, object_trees={"m.module._extra_state": None, "other": None})
+    plan = plan_restore(slots, shelf, strict=True, reshape=False)
+    assert (plan.objects, plan.unused) == ({"m._extra_state": None}, ["other"])
+
+
+def test_plan_with_every_key_found_asks_for_no_list_of_keys() -> None:
+    class NoList(Shelf):
+        listed = 0
+
+        def keys(self) -> list[str]:
+            self.listed += 1
+            return super().keys()
+
+    shelf = NoList({"a": Spec()}, aliases={"b": "a"})
+    plan_restore(_slots("a", tied="a"), shelf, strict=True, reshape=False)
+    assert shelf.listed == 1  # for those that nobody asked for
+
+
+# ---- optimizers
+
+
+def _optimizer_tree(*names: str) -> dict[str, Any]:
+    states = [[name, {"dict": {"m": {"tensor": f"o.{name}.m"}}}] for name in names]
+    groups = [{"items": [{"tuple": ["lr", 0.1]}, {"tuple": ["params", list(names)]}]}]
+    return {"optimizer": {"parameters": states, "others": {"dict": {}}, "param_groups": groups}}
+
+
+def _optimizer_slots(*names: str) -> Slots:
+    parameters = [torch.nn.Parameter(torch.zeros(1)) for _ in names]
+    return Slots(objects={"o": NamedOptimizer(torch.optim.SGD(parameters, lr=1.0), names)})
+
+
+def test_plan_names_parameters_an_optimizer_state_lacks_and_leaves_out_those_it_has_too_many() -> None:
+    tree = _optimizer_tree("a", "module.b", "gone")
+    shelf = Shelf({f"o.{name}.m": Spec() for name in ("a", "module.b", "gone")}, object_trees={"o": tree})
+    slots = _optimizer_slots("a", "b", "new")
+    with pytest.raises(ts.MismatchError) as raised:
+        plan_restore(slots, shelf, strict=True, reshape=False)
+    assert raised.value.missing == ("o.new",)
+    plan = plan_restore(slots, shelf, strict=False, reshape=False)
+    assert (plan.missing, plan.unused) == (["o.new"], ["o.gone.m"])
+    assert [name for name, _ in plan.objects["o"]["optimizer"]["parameters"]] == ["a", "module.b"]
+    assert len(tree["optimizer"]["parameters"]) == 3
+
+
+def test_plan_of_an_optimizer_whose_tensor_is_gone_is_corrupt_also_if_it_is_not_wanted() -> None:
+    shelf = Shelf({"o.a.m": Spec()}, object_trees={"o": _optimizer_tree("a", "gone")})
+    with pytest.raises(ts.CorruptCheckpointError, match=r"o\.gone\.m"):
+        plan_restore(_optimizer_slots("a"), shelf, strict=False, reshape=False)

@@ -75,12 +75,16 @@ def convert_checkpoint(
     """Write a checkpoint in another format, or under other keys; the source stays as it is.
 
     What the format cannot hold is left out and named: strings, variants, and what is no tensor in torchsaver's own when
-    it becomes TensorFlow's. Tied tensors stay tied in safetensors, and are written under each name otherwise. A file of
-    torch.save is a tree: its keys are the paths in it, "model.fc.weight", which a rule may shorten.
+    it becomes TensorFlow's. Tied tensors stay tied in safetensors, and are written under each name otherwise.
+
+    A file of torch.save is a tree: its keys are the paths in it, "model.fc.weight", which a rule may shorten. In
+    torchsaver's own format, and without rules, the states of objects in it are states again, so that
+    `Saver({"model": model, "optimizer": optimizer}).restore(destination)` restores all of it; optimizers' states go by
+    the names of the parameters then, as far as the file tells them. Numbers and texts at its top become metadata.
 
     Args:
-        source: As `load_checkpoint`; or a .pt, .pth or .bin file of torch.save, of which only tensors are read, or the
-            pytorch_model.bin.index.json of several.
+        source: As `load_checkpoint`; or a .pt, .pth or .bin file of torch.save, of which only tensors and plain values
+            are read, or the pytorch_model.bin.index.json of several, of which only tensors are converted.
         destination: A prefix, or the file PREFIX.safetensors or PREFIX.index.
         to: "safetensors" or "tf".
         rules: How keys are renamed and values laid out, see `transfer.parse_rules`; None: they stay as they are.
@@ -105,7 +109,8 @@ def convert_checkpoint(
     prefix = destination_prefix(destination, to)
     limit = arguments.whole_number(max_shard_bytes, "max_shard_bytes", least=1)
     _require_free(prefix, to, overwrite=overwrite)
-    with opened_source(source) as opened:
+    is_ours = to == "safetensors"
+    with opened_source(source, with_objects=is_ours and rules is None, with_metadata=is_ours) as opened:
         left_out = dict(opened.left_out)
         rows = plan_rows(opened, to, rules or ConversionRules(), left_out)
         manifest = plan_manifest(opened, rows, rules, to, left_out)

@@ -159,7 +159,8 @@ def plan_manifest(
 ) -> Manifest:
     """Return what goes with the tensors; for TensorFlow nothing does, and for renamed ones no object's state."""
     given = source.manifest
-    extras = {"metadata": given.metadata is not None, "global_step": given.global_step is not None}
+    extras = {"metadata": given.metadata is not None, "metrics": bool(given.metrics)}
+    extras["global_step"] = given.global_step is not None
     if to == "tf":
         left_out.update({name: "TensorFlow's files have no place for it" for name, there in extras.items() if there})
     if given.objects and (to == "tf" or rules is not None):
@@ -167,6 +168,7 @@ def plan_manifest(
     return Manifest(
         global_step=given.global_step,
         metadata=given.metadata,
+        metrics=given.metrics,
         time=time.time(),
         versions={"torch": torch.__version__, "torchsaver": __version__},
         aliases={alias: row.key for row in rows for alias in row.aliases},

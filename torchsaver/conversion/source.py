@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -18,9 +17,11 @@ from torchsaver.formats.shard_index import MAX_INDEX_BYTES, parse_index
 from torchsaver.formats.tensor_bytes import dtype_text, why_not_storable
 from torchsaver.formats.tensorflow.data_types import VARIANT
 from torchsaver.formats.tensorflow.object_graph import OBJECT_GRAPH_KEY
-from torchsaver.formats.torch_file import ENDINGS, is_torch_file, read_torch_file, verify_torch_file
+from torchsaver.formats.torch_file import ENDINGS, TorchFile, is_torch_file, read_torch_file, verify_torch_file
 from torchsaver.reader import CheckpointReader, load_checkpoint
 from torchsaver.storage import paths
+from torchsaver.torch_checkpoint.content import encode, sort_content, tie
+from torchsaver.torch_checkpoint.states import listed_tensors, name_from_file
 
 _INDEX_ENDINGS = tuple(f"{ending}.index.json" for ending in ENDINGS)
 
@@ -69,16 +70,25 @@ class _Mapped(NamedTuple):
     key: str
     tensor: torch.Tensor
     verify: Callable[[], None]  # its file, the first time
+    is_in_object: bool = False  # whose tensors are its own, as a Saver writes them
 
 
 @contextlib.contextmanager
-def opened_source(source: str | os.PathLike[str]) -> Iterator[Source]:
-    """Yield the source; arguments and errors as `convert_checkpoint`."""
+def opened_source(
+    source: str | os.PathLike[str], *, with_objects: bool = False, with_metadata: bool = False
+) -> Iterator[Source]:
+    """Yield the source; errors as `convert_checkpoint`.
+
+    Args:
+        source: As `convert_checkpoint`.
+        with_objects: Of a file of torch.save, give the states of objects too; else their tensors are what others are.
+        with_metadata: Of a file of torch.save, take plain values at its top for metadata.
+    """
     path = paths.path_text(source, "source")
     if path.endswith(_INDEX_ENDINGS) and os.path.isfile(path):
         yield _torch_source(path, *_read_torch_shards(path))
     elif os.path.isfile(path) and is_torch_file(path):
-        yield _torch_source(path, *_read_torch(path))
+        yield _read_whole(path) if with_objects else _read_tensors(path, with_metadata=with_metadata)
     else:
         with load_checkpoint(path) as reader:
             yield _stored_source(reader)
@@ -103,8 +113,47 @@ def _stored_source(reader: CheckpointReader) -> Source:
 
 def _read_torch(path: str) -> tuple[list[_Mapped], dict[str, str]]:
     """Return a file's tensors, and {path of all else: why it is left out}."""
-    found, verify = read_torch_file(path), functools.cache(functools.partial(verify_torch_file, path))
+    return _unsorted(path, read_torch_file(path))
+
+
+def _unsorted(path: str, found: TorchFile) -> tuple[list[_Mapped], dict[str, str]]:
+    verify = functools.cache(functools.partial(verify_torch_file, path))
     return [_Mapped(key, tensor, verify) for key, tensor in found.tensors], dict.fromkeys(found.others, "no tensor")
+
+
+def _read_tensors(path: str, *, with_metadata: bool) -> Source:
+    """Return the tensors of a file of torch.save, wherever they hang."""
+    found = read_torch_file(path)
+    metadata = sort_content(found).metadata if with_metadata else {}
+    mapped, left_out = _unsorted(path, found)
+    left_out = {name: reason for name, reason in left_out.items() if name not in metadata}
+    return _torch_source(path, mapped, left_out)._replace(manifest=Manifest(metadata=metadata or None))
+
+
+def _read_whole(path: str) -> Source:
+    """Return all of a file of torch.save as a Saver would write it: optimizers by the names of their parameters."""
+    content = sort_content(read_torch_file(path))
+    verify = functools.cache(functools.partial(verify_torch_file, path))
+    named = name_from_file(content)
+    left_out, trees, inside = {}, {}, set[str]()
+    for name, state in {**content.objects, **content.optimizers}.items():
+        try:
+            trees[name], tensors = encode(name, named.states.get(name, state))
+            inside |= tensors.keys()
+        except ValueError as error:
+            left_out[name] = str(error)
+    for name, reason in named.reasons.items():
+        trees.pop(name, None)
+        left_out[name] = reason
+    found = listed_tensors(content, named.states)
+    mapped = [_Mapped(key, each, verify, key in inside) for key, each in found if not _is_within(key, left_out)]
+    source = _torch_source(path, mapped, left_out)
+    return source._replace(manifest=Manifest(objects=trees, metadata=content.metadata or None))
+
+
+def _is_within(key: str, paths: Container[str]) -> bool:
+    """Return whether a key begins with one of the paths, up to a dot."""
+    return any(key[:at] in paths for at, sign in enumerate(key) if sign == ".")
 
 
 def _read_torch_shards(index_path: str) -> tuple[list[_Mapped], dict[str, str]]:
@@ -127,26 +176,18 @@ def _read_torch_shards(index_path: str) -> tuple[list[_Mapped], dict[str, str]]:
 
 
 def _torch_source(path: str, mapped: Sequence[_Mapped], left_out: Mapping[str, str]) -> Source:
-    counts = Counter(each.key for each in mapped)
-    tied: dict[Any, list[_Mapped]] = {}
-    for number, each in enumerate(mapped):
-        is_one = counts[each.key] == 1 and not why_not_storable(each.tensor) and each.tensor.numel() > 0
-        tied.setdefault(_place(each.tensor) if is_one else number, []).append(each)
     values = []
-    for first, *others in tied.values():
-        problem = why_not_storable(first.tensor) or ""
-        if counts[first.key] > 1:
-            problem = "stands twice in it, as a key and as keys within each other; save it under other ones"
-        shape = () if problem else tuple(first.tensor.shape)  # a nested one has none
-        names = tuple(other.key for other in others)
-        values.append(Value(first.key, dtype_text(first.tensor.dtype), shape, _reader(first), names, problem))
+    free = [each for each in mapped if not each.is_in_object]
+    for one in tie([(each.key, each.tensor) for each in free]):
+        names = tuple(free[other].key for other in one.others)
+        values.append(_value(free[one.first], names, one.problem))
+    values += [_value(each, (), why_not_storable(each.tensor) or "") for each in mapped if each.is_in_object]
     return Source(path, values, Manifest(), False, left_out)
 
 
-def _place(tensor: torch.Tensor) -> tuple[Any, ...]:
-    """Return what is equal for two tensors that are the same memory, read the same way."""
-    kind = tensor.dtype, tuple(tensor.shape), tensor.stride(), tensor.is_conj(), tensor.is_neg()
-    return (tensor.data_ptr(), *kind)
+def _value(mapped: _Mapped, aliases: tuple[str, ...], problem: str) -> Value:
+    shape = () if problem else tuple(mapped.tensor.shape)  # a nested one has none
+    return Value(mapped.key, dtype_text(mapped.tensor.dtype), shape, _reader(mapped), aliases, problem)
 
 
 def _reader(mapped: _Mapped) -> Callable[[], torch.Tensor]:

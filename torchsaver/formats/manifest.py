@@ -2,7 +2,7 @@
 
     {"format_version": 1, "header_crc32c": "........", "crc32c": {KEY: "........"}, "time": .., "versions": {..},
      "global_step": ..?, "aliases": {ALIAS: KEY}?, "complex128": [KEY]?, "objects": {..}?, "metadata": ..?,
-     "shards": {NAME: "........"}?, "commit": {..}?}
+     "metrics": {NAME: NUMBER or "nan", "inf", "-inf"}?, "shards": {NAME: "........"}?, "commit": {..}?}
 
 `crc32c` covers each tensor's bytes. `header_crc32c` covers everything else that has a meaning: this text without that
 field, and every key with its dtype and shape; it does not cover the layout, so that a faithful rewrite by another tool
@@ -11,6 +11,7 @@ stays valid. Checksums have a fixed width, so a header's length is known before 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -23,6 +24,7 @@ from torchsaver.formats.json_text import canonical_json, parse_json
 
 MANIFEST_KEY = "torchsaver"
 FORMAT_VERSION = 1
+_NOT_FINITE = ("nan", "inf", "-inf")  # as texts, since JSON has no such numbers
 _MAX_TIME = 250e9  # seconds: beyond the year 9000
 # Where the text has its own checksum. What canonical JSON has before it holds no such thing: only objects of texts.
 _OWN_CHECKSUM = re.compile(r'"format_version":[0-9]+(?:,"global_step":-?[0-9]+)?(,"header_crc32c":"([0-9a-f]{8})")')
@@ -40,6 +42,7 @@ class Manifest:
         complex128: Keys stored as F64 pairs that are complex128.
         objects: For each object, the JSON tree its tensors hang in.
         metadata: The user's own JSON value.
+        metrics: The user's own numbers, by name; nan and infinities too.
         shards: In an index: the header checksum of each shard file.
         commit: Where the save stands in the order of its directory; None when no state file was to list it.
         versions: Of torch and torchsaver that wrote it.
@@ -52,13 +55,14 @@ class Manifest:
     complex128: frozenset[str] = frozenset()
     objects: Mapping[str, Any] = field(default_factory=dict)
     metadata: Any = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
     shards: Mapping[str, int] = field(default_factory=dict)
     commit: Commit | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
 
     def for_shard(self, keys: Iterable[str]) -> Manifest:
         """Return the manifest of one shard: what belongs to the whole stays in the index."""
-        return replace(self, complex128=self.complex128 & set(keys), aliases={}, objects={}, metadata=None)
+        return replace(self, complex128=self.complex128 & set(keys), aliases={}, objects={}, metadata=None, metrics={})
 
 
 def format_manifest(manifest: Manifest, content: bytes) -> tuple[str, int]:
@@ -123,6 +127,7 @@ def _to_json(manifest: Manifest) -> dict[str, Any]:
         "aliases": dict(manifest.aliases),
         "complex128": sorted(manifest.complex128),
         "objects": dict(manifest.objects),
+        "metrics": {name: value if math.isfinite(value) else repr(value) for name, value in manifest.metrics.items()},
         "shards": {name: crc32c_hex(value) for name, value in manifest.shards.items()},
         "commit": None if manifest.commit is None else commit_to_json(manifest.commit),
     }
@@ -149,6 +154,7 @@ def _from_json(fields: Mapping[str, Any], path: str) -> Manifest:
         complex128=frozenset(complex128),
         objects=_object(fields, "objects", object, path),
         metadata=fields.get("metadata"),
+        metrics=_metrics(fields, path),
         shards=_checksums(fields, "shards", path),
         commit=_commit(fields, path),
         versions=_object(fields, "versions", str, path),
@@ -161,6 +167,17 @@ def _checksums(fields: Mapping[str, Any], name: str, path: str) -> dict[str, int
         return {key: int(text, 16) for key, text in texts.items()}
     except ValueError as error:
         raise CorruptCheckpointError(path, 0, f"manifest: {name} holds {error}") from error
+
+
+def _metrics(fields: Mapping[str, Any], path: str) -> dict[str, float]:
+    metrics = _object(fields, "metrics", object, path)
+    for name, value in metrics.items():
+        if type(value) not in (int, float) and value not in _NOT_FINITE:
+            _fail(path, f"the metric {name!r} is {value!r}")
+    try:
+        return {name: float(value) for name, value in metrics.items()}
+    except OverflowError:  # an integer of hundreds of digits
+        _fail(path, "a metric is beyond a float")
 
 
 def _commit(fields: Mapping[str, Any], path: str) -> Commit | None:

@@ -8,6 +8,8 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+_LONGEST_WAIT_SECS = 0.1  # a signal that comes right before a thread sleeps for a lock does not wake it
+
 
 def cores() -> int:
     """Return how many processors this process may run on."""
@@ -31,7 +33,7 @@ def share(count: int, threads: int, work: Callable[[Iterable[int]], None]) -> No
         except BaseException as error:
             errors.append(error)
 
-    others = [threading.Thread(target=run) for _ in range(min(threads, count) - 1)]
+    others = [_Helper(run) for _ in range(min(threads, count) - 1)]
     with _joined(others, errors):
         run()
 
@@ -53,12 +55,41 @@ def alongside(steps: Iterator[None]) -> Iterator[None]:
         except BaseException as error:
             errors.append(error)
 
-    with _joined([threading.Thread(target=run)], errors):
+    with _joined([_Helper(run)], errors):
         yield
 
 
+class _Helper(threading.Thread):
+    """A thread that is waited for by a lock of its own.
+
+    Before Python 3.13, a Thread.join that is interrupted takes the thread for dead, and the next one does not wait.
+    """
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        super().__init__(target=work)
+        self._is_done = False
+        self._going_on = threading.Lock()
+        self._going_on.acquire()
+
+    def run(self) -> None:
+        """Do the work."""
+        try:
+            super().run()
+        finally:
+            self._is_done = True  # first: who sees this does not wait for the lock
+            self._going_on.release()
+
+    def finish(self) -> None:
+        """Wait until the work is done, if it has begun."""
+        while self.ident is not None and not self._is_done:
+            if self._going_on.acquire(timeout=_LONGEST_WAIT_SECS):
+                self._going_on.release()
+        if self.ident is not None:
+            self.join()
+
+
 @contextlib.contextmanager
-def _joined(threads: Sequence[threading.Thread], errors: list[BaseException]) -> Iterator[None]:
+def _joined(threads: Sequence[_Helper], errors: list[BaseException]) -> Iterator[None]:
     """Have threads at work during the with block, and no longer; any error is noted, for them to see, and raised.
 
     So is an interrupt while they are waited for: it ends their work as any other error does.
@@ -68,12 +99,11 @@ def _joined(threads: Sequence[threading.Thread], errors: list[BaseException]) ->
             thread.start()
         yield
         for thread in threads:
-            thread.join()
+            thread.finish()
     except BaseException as error:
         errors.append(error)
         for thread in threads:
-            if thread.ident is not None:  # it has started, even if an interrupt came before start() returned
-                thread.join()
+            thread.finish()  # it may have started, even if an interrupt came before start() returned
         raise
     if errors:
         raise errors[0]

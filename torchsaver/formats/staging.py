@@ -21,7 +21,7 @@ def staged_values(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
     before: torch.Tensor | None = None
     for slab in _slabs(tensor, buffers.nbytes):
         buffer = buffers.take(slab)
-        _copy(buffer, slab, buffers.is_pinned)
+        copy_values(buffer, slab, buffers.is_pinned)
         if before is not None:
             yield before
         buffers.wait()
@@ -37,7 +37,7 @@ def staged_targets(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
         buffer = buffers.take(slab)
         yield buffer
         buffers.wait()  # the copy before this one has left its buffer, which is the next to be taken
-        _copy(slab, buffer, buffers.is_pinned)
+        copy_values(slab, buffer, buffers.is_pinned)
     buffers.wait()
 
 
@@ -80,7 +80,7 @@ def _slabs(tensor: torch.Tensor, most_bytes: int) -> Iterator[torch.Tensor]:
         yield tensor[start : start + rows]
 
 
-def _copy(target: torch.Tensor, source: torch.Tensor, goes_on: bool) -> None:
+def copy_values(target: torch.Tensor, source: torch.Tensor, goes_on: bool) -> None:
     """Copy values, bit for bit; a pending conjugation or negation is carried out."""
     if source.is_complex() or source.is_neg() or target.is_neg():
         target.copy_(source, non_blocking=goes_on)

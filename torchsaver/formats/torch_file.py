@@ -21,7 +21,7 @@ ENDINGS = (".pt", ".pth", ".bin")
 _ZIP = b"PK\x03\x04"
 _MAGICS = (_ZIP, b"\x80\x02\x8a\x0a")  # the second is what torch wrote before 1.6
 _SINGLE = "tensor"  # the path of a tensor that is all there is
-_MOST_DEPTH = 100
+MOST_DEPTH = 100
 _MOST_VALUES = 1_000_000  # a few bytes of a pickle can stand for a list of lists of lists without end
 _WINDOW_BYTES = 1 << 20
 _REFUSED = re.compile(r"GLOBAL (\S+)")
@@ -34,10 +34,12 @@ class TorchFile(NamedTuple):
     Attributes:
         tensors: (path, tensor): the keys and numbers that lead there, joined by dots. Two may come to the same path.
         others: Paths of all else; one for a whole dict or list that holds no tensor.
+        content: All of it, as it hangs together.
     """
 
     tensors: list[tuple[str, torch.Tensor]]
     others: list[str]
+    content: Any
 
 
 def is_torch_file(path: str) -> bool:
@@ -75,8 +77,9 @@ def read_torch_file(path: str) -> TorchFile:
     """
     is_mapped = _first_bytes(path) == _ZIP and _check_archive(path)
     walk = _Walk(path)
-    others = walk.through("", _load(path, is_mapped=is_mapped))
-    return TorchFile(walk.tensors, others)
+    content = _load(path, is_mapped=is_mapped)
+    others = walk.through("", content)
+    return TorchFile(walk.tensors, others, content)
 
 
 def verify_torch_file(path: str) -> None:
@@ -138,7 +141,7 @@ def _archive(path: str) -> zipfile.ZipFile:
     except OSError:
         raise
     except Exception as error:  # zipfile raises other things than BadZipFile too
-        raise CorruptCheckpointError(path, 0, f"it is no zip archive: {error}") from error
+        raise CorruptCheckpointError(path, 0, f"it is no zip archive, as torch.save writes: {error}") from error
 
 
 def _is_storage(info: zipfile.ZipInfo) -> bool:
@@ -181,16 +184,17 @@ class _Walk:
         if isinstance(value, torch.Tensor):
             self.tensors.append((name or _SINGLE, value.detach()))
             return []
-        if id(value) in within or len(within) == _MOST_DEPTH:
+        if id(value) in within or len(within) == MOST_DEPTH:
             return [name]
         before, around = len(self.tensors), (*within, id(value))
         others = []
-        for key, child in _children(value):
+        for key, child in children(value):
             others += self.through(f"{name}.{key}" if name else key, child, around)
         return others if len(self.tensors) > before else [name]
 
 
-def _children(value: Any) -> Iterator[tuple[str, Any]]:
+def children(value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield (its part of a path, what it is) for all that a dict, list or tuple holds; nothing of another value."""
     if isinstance(value, Mapping):
         yield from ((str(key), child) for key, child in value.items())
     elif isinstance(value, (list, tuple)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ class CheckpointDescription:
         save_path: Its prefix or file.
         files: The files it is in.
         global_step, time, metadata: As saved; None in a third party's file. Time in seconds since the epoch.
+        metrics: As saved, by name.
         tensors: Sorted by key.
         aliases: Other names of tied tensors.
         objects: Keys of the objects it holds the state of.
@@ -27,6 +29,7 @@ class CheckpointDescription:
     global_step: int | None
     time: float | None
     metadata: Any
+    metrics: Mapping[str, float]
     tensors: tuple[TensorDescription, ...]
     aliases: dict[str, str]
     objects: tuple[str, ...]
@@ -56,6 +59,7 @@ def describe_checkpoint(checkpoint: OpenCheckpoint, key: str | None = None) -> C
         global_step=checkpoint.global_step,
         time=checkpoint.manifest.time,
         metadata=checkpoint.metadata,
+        metrics=checkpoint.metrics,
         tensors=tuple(tensors),
         aliases={alias: stored for alias, stored in checkpoint.aliases.items() if key is None or stored in kept},
         objects=tuple(sorted(checkpoint.object_trees)),

@@ -66,6 +66,16 @@ def conversion_lines(conversion: dict[str, Any], *, is_dry_run: bool, secs: floa
     yield f"{what} would go to {place}; nothing was written" if is_dry_run else f"{what} to {place} in {secs:.2f} s"
 
 
+def prune_lines(rows: Sequence[dict[str, Any]], *, is_dry_run: bool) -> Iterator[str]:
+    """Yield a line for each checkpoint, why it stays or goes, and the sum of what is freed."""
+    yield from (
+        f"{visible(row['save_path'])} {'stays' if row['keep'] else 'goes'}: {visible(row['reason'])}" for row in rows
+    )
+    gone = [row["freed_bytes"] for row in rows if not row["keep"]]
+    what = f"{len(gone)} of {_count(len(rows), 'checkpoint')}, {sum(gone):,} bytes"
+    yield f"{what} would go; nothing was removed" if is_dry_run else f"{what} removed"
+
+
 def ls_lines(report: DirectoryReport) -> Iterator[str]:
     """Yield the table of a directory's checkpoints, reasons where there is no verdict, and the state file's damage."""
     if report.checkpoints:
@@ -97,6 +107,7 @@ def checkpoint_json(report: VerifyReport, listed: Listed | None) -> dict[str, An
         "global_step": report.global_step,
         "time": report.time,
         "sequence": report.sequence,
+        "alias_of": report.alias_of,
         "files": list(report.files),
         "file_bytes": report.file_bytes,
         "tensors": report.tensors,
@@ -155,5 +166,5 @@ def _row(status: CheckpointStatus) -> tuple[str, ...]:
         "-" if report.time is None else time_text(report.time),
         f"{report.file_bytes:,}",
         "yes" if report.verdict == "valid" else _WORDS[report.verdict],
-        _LISTED[status.listed],
+        f"is {visible(report.alias_of)}" if report.alias_of and status.listed == "no" else _LISTED[status.listed],
     )

@@ -61,6 +61,7 @@ class VerifyReport:
         checksummed_bytes: Size of all tensors whose checksum is stored, read or not.
         global_step, time: As saved; None in a third party's file. Time in seconds since the epoch.
         sequence: Its place in the order of commit of its directory; None without a record.
+        alias_of: The name it was saved under, if that is another one: "best" may be "model.ckpt-500".
     """
 
     save_path: str
@@ -76,6 +77,7 @@ class VerifyReport:
     global_step: int | None = None
     time: float | None = None
     sequence: int | None = None
+    alias_of: str | None = None
 
     @property
     def is_sound(self) -> bool:

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from torchsaver.errors import CheckpointNotFoundError, CorruptCheckpointError, UnsupportedCheckpointError
+from torchsaver.formats.commit import Commit
 from torchsaver.formats.manifest import Manifest
 from torchsaver.formats.regular_file import read_regular
 from torchsaver.formats.safetensors_file import SafetensorsFile
@@ -21,6 +22,7 @@ from torchsaver.formats.tensorflow.checkpoint import is_tensorflow, open_tensorf
 from torchsaver.inspection.reports import Damage, Progress, Verdict, VerifyReport
 from torchsaver.open_checkpoint import describe_tensor
 from torchsaver.storage import paths
+from torchsaver.storage.aliases import is_alias
 
 _GROUP_BYTES = 64 << 20
 
@@ -240,6 +242,7 @@ class _Findings:
             global_step=self._manifest.global_step,
             time=self._manifest.time,
             sequence=None if commit is None else commit.sequence,
+            alias_of=_alias_of(self._paths[0], commit),
         )
 
     def _verdict(self) -> Verdict:
@@ -253,6 +256,12 @@ class _Findings:
         if not is_summed or (paths.is_index(self._paths[0]) and not self._manifest.shards):
             return "no_checksums"
         return "valid" if self._is_read else "headers_ok"
+
+
+def _alias_of(path: str, commit: Commit | None) -> str | None:
+    """Return the name a checkpoint was saved under, if its file bears another one."""
+    name, _ = paths.prefix_name(os.path.basename(path)) or ("", False)
+    return commit.kept[-1] if commit is not None and name and is_alias(name, commit) else None
 
 
 def _checksummed(file: TensorFile) -> list[TensorSpec]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from torchsaver.errors import CorruptCheckpointError, UnsupportedCheckpointError
@@ -19,7 +19,7 @@ from torchsaver.formats.regular_file import read_regular
 from torchsaver.formats.safetensors_file import SafetensorsFile
 from torchsaver.formats.shard_index import MAX_INDEX_BYTES, parse_index
 from torchsaver.storage import paths
-from torchsaver.storage.state_file import parse_state_data, read_state_data
+from torchsaver.storage.state_file import CheckpointState, parse_state_data, read_state_data
 
 _HEAD_BYTES = 1 << 20
 
@@ -41,6 +41,36 @@ class Listing:
     names: tuple[str, ...] = ()
     outside: tuple[str, ...] = ()
     problem: CorruptCheckpointError | None = None
+
+    @property
+    def identities(self) -> list[str]:
+        """What it lists, by identity, oldest first."""
+        directory = paths.real_directory(os.path.dirname(self.path))
+        return [os.path.join(directory, name) for name in self.names]
+
+    def merged(self, others: Iterable[str], listed: Iterable[str]) -> list[str]:
+        """Return identities in order of commit: the `listed`, oldest first, and `others` where they stand here."""
+        *older, newest = listed
+        wanted = {*others, *older}
+        kept = [identity for identity in self.identities if identity in wanted] if others else []
+        stands = set(kept)
+        return [*(identity for identity in older if identity not in stands), *kept, newest]
+
+    def state_without(self, gone: Collection[str]) -> CheckpointState:
+        """Return what the state file says but for the checkpoints of these identities; the newest stays.
+
+        Raises:
+            CorruptCheckpointError: It is no state file.
+        """
+        state, problem = parse_state_data(self.data or b"", self.path)
+        if state is None:
+            raise problem or CorruptCheckpointError(self.path, 0, "it is no state file")
+        texts, times = state.all_model_checkpoint_paths, state.all_model_checkpoint_timestamps
+        identities = [paths.identity(os.path.join(os.path.dirname(self.path), text)) for text in texts]
+        stays = [number for number, identity in enumerate(identities) if identity not in gone]
+        state.all_model_checkpoint_paths = [texts[number] for number in stays]
+        state.all_model_checkpoint_timestamps = [times[number] for number in stays] if len(times) == len(texts) else []
+        return state
 
 
 def read_listing(directory: str, latest_filename: str | None = None, known: Listing | None = None) -> Listing:

@@ -224,6 +224,21 @@ def remove_unpinned(prefix: str) -> bool:
     return free
 
 
+def is_pinned(prefix: str) -> bool:
+    """Return whether another process has pinned a checkpoint, so that `remove_unpinned` would not remove it now."""
+    return locks.is_pinned_elsewhere(_files_of(prefix))
+
+
+def bytes_to_free(prefix: str) -> int:
+    """Return how many bytes go when a checkpoint is removed; a file that has another name too keeps its own."""
+    nbytes = 0
+    for path in _files_of(prefix):
+        with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+            status = os.stat(path)
+            nbytes += status.st_size if status.st_nlink == 1 else 0
+    return nbytes
+
+
 def checkpoint_exists(checkpoint_prefix: str | os.PathLike[str]) -> bool:
     """Return whether there is a checkpoint of this prefix (literal), or a file of that very name; nothing is read.
 

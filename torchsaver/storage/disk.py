@@ -20,6 +20,7 @@ from torchsaver.storage.writeback import NO_SPACE, Writeback, write_pieces
 logger = logging.getLogger("torchsaver")
 
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)  # a file system without hard links
+_COPIED_BYTES = 1 << 20
 
 
 class NewFile:
@@ -205,6 +206,38 @@ def write_atomic(path: str, data: bytes) -> None:
     """
     with Stage() as stage:
         stage.create(path).write(0, [data])
+        stage.publish()
+
+
+def link_atomic(source: str, path: str) -> None:
+    """Make `path` another name of the file `source`, in place of what had it; without hard links, a copy of the file.
+
+    Raises:
+        OSError: Naming `path`, which leads to the old file, or to the new one that is not durable yet.
+    """
+    if os.path.exists(path) and os.path.samefile(source, path):
+        return
+    temporary = paths.temporary_file(os.path.dirname(path))
+    with _naming(path):
+        try:
+            os.link(source, temporary, follow_symlinks=False)
+            os.replace(temporary, path)
+        except OSError as error:
+            was_swept = isinstance(error, FileNotFoundError) and os.path.lexists(source)  # by another process
+            if not was_swept and error.errno not in (*_NO_LINKS, errno.EMLINK):
+                raise
+            _copy_atomic(source, path)
+        finally:
+            remove(temporary)
+    sync_directory(os.path.dirname(path))
+
+
+def _copy_atomic(source: str, path: str) -> None:
+    with open(source, "rb") as file, Stage() as stage:
+        copy, position = stage.create(path), 0
+        while data := file.read(_COPIED_BYTES):
+            copy.write(position, [data])
+            position += len(data)
         stage.publish()
 
 

@@ -180,6 +180,24 @@ def unused(files: list[str]) -> Iterator[bool]:
         yield free
 
 
+def is_pinned_elsewhere(files: list[str]) -> bool:
+    """Return whether another process has pinned one of these files now; nothing is locked or let go."""
+    with _pinning:
+        own = {path for held in _pins.values() for path in held}
+    return any(_is_held(path) for path in files if os.path.realpath(path) not in own)
+
+
+def _is_held(path: str) -> bool:
+    try:
+        descriptor = Descriptor(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC))
+    except OSError:  # gone, or not to be read: nobody's reading keeps it
+        return False
+    try:
+        return acquire(descriptor.fd) is False
+    finally:
+        descriptor.close()
+
+
 def pin(directory: str, files: dict[str, int]) -> bool:
     """Keep the open files {path: descriptor} from being removed until `unpin`; what was pinned before is let go.
 

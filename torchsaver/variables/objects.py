@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
 
 from torchsaver.formats.tensor_bytes import footprint, why_not_storable
-from torchsaver.variables import optimizers
+from torchsaver.variables.optimizers import NamedOptimizer
 from torchsaver.variables.state_tree import flatten
+from torchsaver.variables.swapped import is_any_swapped, where_held
 from torchsaver.variables.var_list import Problems, Slots, Stateful
 
 _Result = TypeVar("_Result")
 
 
 class ObjectRefusedError(Exception):
-    """The object `key` refused its state; `reason` says how."""
+    """Objects refused their states.
 
-    def __init__(self, key: str, reason: str) -> None:
-        super().__init__(key, reason)
-        self.key = key
-        self.reason = reason
+    Attributes:
+        targets: (key, reason) of each.
+    """
+
+    def __init__(self, targets: Sequence[tuple[str, str]]) -> None:
+        super().__init__(targets)
+        self.targets = tuple(targets)
 
 
 def gather(slots: Slots, storable: Any = None) -> tuple[dict[str, torch.Tensor], dict[str, Any], Any]:
@@ -92,8 +96,19 @@ def _flatten_objects(slots: Slots, tensors: dict[str, torch.Tensor], problems: P
         for name in inside:
             if name in tensors or name in slots.aliases:
                 problems.add(f"{name!r} is the key of two values; rename the object {key!r}")
-        tensors.update(inside)
+        tensors.update(where_held(inside, or_shared=True))
     return trees
+
+
+def devices(key: str, value: Stateful) -> dict[str, torch.device]:
+    """Return where the tensors of an object's state are now, by the keys they are stored under, if not on the CPU.
+
+    Of an optimizer nothing: it puts its state where its parameters are.
+    """
+    if isinstance(value, NamedOptimizer):
+        return {}
+    _, inside = flatten(key, value.state_dict(), Problems())
+    return {name: tensor.device for name, tensor in inside.items() if tensor.device.type != "cpu"}
 
 
 @contextlib.contextmanager
@@ -101,12 +116,9 @@ def loaded(objects: Mapping[str, Stateful], states: Mapping[str, Any]) -> Iterat
     """Give each object its new state for good, unless an error comes, here or inside the `with` block: then none.
 
     Raises:
-        ObjectRefusedError: An object raised, or the state is another optimizer's.
+        ObjectRefusedError: An object raised, or states are other optimizers': all of these.
     """
-    for key, state in states.items():
-        value = objects[key]
-        if isinstance(value, torch.optim.Optimizer) and (reason := optimizers.why_not_for(value, state)) is not None:
-            raise ObjectRefusedError(key, reason)
+    states = _fitted(objects, states)
     go_back: list[Callable[[], None]] = []
     try:
         for key, state in states.items():
@@ -120,18 +132,40 @@ def loaded(objects: Mapping[str, Stateful], states: Mapping[str, Any]) -> Iterat
         raise
 
 
+def _fitted(objects: Mapping[str, Stateful], states: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the states, those of optimizers in the order of their parameters."""
+    fitted, targets = dict(states), []
+    for key, state in states.items():
+        if isinstance(value := objects[key], NamedOptimizer):
+            fitted[key], reasons = value.fit(state)
+            targets += [(key, reason) for reason in reasons]
+        elif is_any_swapped() and _holds_swapped(key, value):
+            targets.append((key, "holds values that are swapped now; restore outside of the `with` block"))
+    if targets:
+        raise ObjectRefusedError(targets)
+    return fitted
+
+
+def _holds_swapped(key: str, value: Stateful) -> bool:
+    """Return whether an object has tensors whose values are held elsewhere now, and would load those of others."""
+    _, inside = flatten(key, value.state_dict(), Problems())
+    return any(inside[name] is not held for name, held in where_held(inside, or_shared=True).items())
+
+
 def _load(key: str, value: Stateful, state: Any) -> None:
     try:
-        value.load_state_dict(state)
+        if isinstance(value, NamedOptimizer):
+            value.take(state)
+        else:
+            value.load_state_dict(state)
     except Exception as error:
-        raise ObjectRefusedError(key, f"load_state_dict() raised {type(error).__name__}: {error}") from error
-    if isinstance(value, torch.optim.Optimizer):
-        optimizers.put_back_dtypes(value, state)
+        reason = f"load_state_dict() raised {type(error).__name__}: {error}"
+        raise ObjectRefusedError([(key, reason)]) from error
 
 
 def _way_back(value: Stateful) -> Callable[[], None]:
     """Return what gives an object the state back that it has now."""
-    if isinstance(value, torch.optim.Optimizer):
-        return optimizers.way_back(value)
+    if isinstance(value, NamedOptimizer):
+        return value.way_back()
     state = copy.deepcopy(value.state_dict())
     return lambda: value.load_state_dict(state)

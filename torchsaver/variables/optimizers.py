@@ -1,13 +1,21 @@
-"""What torch.optim.Optimizer.load_state_dict leaves to the caller: whose state it is, exact dtypes, the way back."""
+"""Optimizers whose state goes by the names of their parameters, where torch goes by their order.
+
+torch.optim.Optimizer.load_state_dict() gives the first parameter the first state, whatever it is of. Here the state is
+brought into the order of the optimizer that takes it, with everything that does not fit told before anything changes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from torchsaver.formats.tensor_bytes import dtype_text
+from torchsaver.variables import flat_state
+from torchsaver.variables.named_state import NamedState
+from torchsaver.variables.optimizer_groups import fit_groups
+from torchsaver.variables.wrappers import match_parameters, plain_parameter_name
 
 # State of torch.optim's optimizers with its parameter's shape and dtype; other state (row_var, step, eta) has its own.
 _LIKE_PARAMETER = {
@@ -16,41 +24,213 @@ _LIKE_PARAMETER = {
 }
 
 
-def why_not_for(optimizer: torch.optim.Optimizer, state: Any) -> str | None:
-    """Return why a state is another optimizer's, None when it fits, or has a form that only the optimizer can judge.
+class NamedOptimizer:
+    """An optimizer together with the names of its parameters: its state_dict() goes by them.
 
-    load_state_dict() goes by position: it notices neither another order of parameters nor other shapes or dtypes.
+    Attributes:
+        optimizer: The optimizer.
+        names: One for each of its parameters, in its order, through all groups.
     """
-    if not _is_usual(state):
-        return None
+
+    def __init__(self, optimizer: torch.optim.Optimizer, names: Sequence[str]) -> None:
+        self.optimizer = optimizer
+        self.names = list(names)
+
+    def state_dict(self) -> Any:
+        """Return a NamedState; what the optimizer itself gives, if that is not of the usual form."""
+        state = self.optimizer.state_dict()
+        return flat_state.gathered(self.optimizer, named(state, self.names)) if is_usual(state) else state
+
+    def load_state_dict(self, state: Any, /) -> None:
+        """Take a state in either form.
+
+        Raises:
+            ValueError: It does not fit; nothing has changed.
+        """
+        fitted, reasons = self.fit(state)
+        if reasons:
+            raise ValueError("; ".join(reasons))
+        self.take(fitted)
+
+    def fit(self, state: Any) -> tuple[Any, list[str]]:
+        """Return a state as this optimizer's own load_state_dict() wants it, and all that does not fit.
+
+        A parameter that is not in it gets no state: whether that will do is for the caller to say. What has an unusual
+        form is left as it is, for the optimizer to judge.
+        """
+        stored = self._by_name(state)
+        if isinstance(stored, str):
+            return state, [stored]
+        if stored is None:
+            return state, []
+        found = match_parameters(self.names, _names(stored))
+        flat, reason = flat_state.fit(self.optimizer, self.names, found, stored)
+        groups, reasons = fit_groups(self.optimizer, self.names, found, stored)
+        reasons = [*([reason] if reason else []), *self._why_not_like_parameters(found, stored), *reasons]
+        if flat is not None:
+            return {"state": {0: flat}, "param_groups": groups}, reasons
+        indexes = {name: index for index, name in enumerate(self.names) if name in found}
+        own = {index: stored.parameters.get(found[name]) for name, index in indexes.items()}
+        values: dict[Any, Any] = {index: items for index, items in own.items() if items is not None}
+        values |= {name: value for name, value in stored.others.items() if name not in flat_state.KEYS}
+        return {"state": values, "param_groups": groups}, reasons
+
+    def take(self, fitted: Any) -> None:
+        """Load a state that fits, with its exact dtypes, on the devices where the optimizer has such values."""
+        devices = [_devices(group) for group in self.optimizer.param_groups]
+        self.optimizer.load_state_dict(fitted)
+        _put_back_dtypes(self.optimizer, fitted)
+        for group, own in zip(self.optimizer.param_groups, devices, strict=True):
+            group |= {key: group[key].to(own[key]) for key in _devices(group).keys() & own.keys()}
+            _complete(self.optimizer, group)
+
+    def compare(self, state: Any) -> tuple[list[str], list[str]]:
+        """Return the names of own parameters that a state does not know, and of those that only the state knows."""
+        stored = self._by_name(state)
+        if not isinstance(stored, NamedState):
+            return [], []
+        found = match_parameters(self.names, _names(stored))
+        known = set(found.values())
+        absent = [name for name in dict.fromkeys(self.names) if name not in found]
+        return absent, [name for name in _names(stored) if name not in known]
+
+    def way_back(self) -> Callable[[], None]:
+        """Return what undoes a `take`: tensors and groups are the very ones of before, none is copied."""
+        return _way_back(self.optimizer)
+
+    def _by_name(self, state: Any) -> NamedState | str | None:
+        """Return a state by names; why it is another optimizer's; None if only the optimizer can judge it."""
+        if isinstance(state, NamedState):
+            return state
+        if not is_usual(state):
+            return None
+        if all(len(group.get("param_names") or ()) == len(group["params"]) for group in state["param_groups"]):
+            stored_names = [name for group in state["param_groups"] for name in group.get("param_names") or ()]
+            own_names = self._own_names_of(stored_names)
+            own = [own_names.get(name, name) for name in stored_names]
+            return named(state, own if len(set(own)) == len(set(stored_names)) else stored_names)
+        return _why_not_by_position(self.optimizer, state) or named(state, self.names)
+
+    def _own_names_of(self, param_names: list[str]) -> dict[str, str]:
+        """Return {name a parameter has in a stored optimizer's groups: its name here}, of those that are found.
+
+        The optimizer was given the names of a module's parameters; here they may stand under the module's key.
+        """
+        groups = self.optimizer.param_groups
+        given = [name for group in groups for name in group.get("param_names") or ()]
+        if len(given) == len(self.names):
+            own = dict(zip(given, self.names, strict=True))
+            return {name: own[here] for name, here in match_parameters(param_names, given).items()}
+        own_names: dict[str, set[str]] = {}
+        for name in self.names:
+            parts = plain_parameter_name(name).split(".")
+            for start in range(len(parts)):
+                own_names.setdefault(".".join(parts[start:]), set()).add(name)
+        found = {name: own_names.get(plain_parameter_name(name), set()) for name in param_names}
+        return {name: next(iter(own)) for name, own in found.items() if len(own) == 1}
+
+    def _why_not_like_parameters(self, found: dict[str, str], stored: NamedState) -> list[str]:
+        """Return which state that is like its parameter has another shape or dtype."""
+        if not type(self.optimizer).__module__.startswith("torch.optim"):
+            return []
+        reasons = []
+        for name, parameter in dict(zip(self.names, _parameters(self.optimizer), strict=True)).items():
+            if torch.nn.parameter.is_lazy(parameter):  # it has no shape yet
+                continue
+            for what, value in stored.parameters.get(found.get(name, ""), {}).items():
+                if what not in _LIKE_PARAMETER or not isinstance(value, torch.Tensor) or not value.dim():
+                    continue
+                stored_form, wanted = (value.shape, value.dtype), (parameter.shape, parameter.dtype)
+                if stored_form != wanted:
+                    words = [f"{list(shape)} {dtype_text(dtype)}" for shape, dtype in (stored_form, wanted)]
+                    reasons.append(f"{what!r} of {name!r} is {words[0]} in checkpoint, and the parameter {words[1]}")
+        return reasons
+
+
+def named(state: dict[str, Any], names: Sequence[str] | None = None) -> NamedState:
+    """Return what torch's state_dict() of an optimizer gives, by the names of the parameters.
+
+    Args:
+        state: It has "state" and "param_groups".
+        names: One for each parameter, in the order of the optimizer, through all groups; by default what it was given
+            itself, as by Adam(model.named_parameters()).
+
+    Raises:
+        ValueError: It has another form; there are no names, or too few or many; two parameters have one.
+    """
+    if not is_usual(state):
+        raise ValueError("it is no state_dict() of an optimizer: 'state' and 'param_groups' were wanted")
+    groups = state["param_groups"]
+    indexes = [index for group in groups for index in group["params"]]
+    if names is None:
+        names = [name for group in groups for name in group.get("param_names") or ()]
+    if len(names) != len(indexes):
+        raise ValueError(f"{len(indexes)} parameters and {len(names)} names; one for each parameter was wanted")
+    by_index = dict(zip(indexes, names, strict=True))
+    if len(set(by_index.values())) != len(by_index):
+        raise ValueError("two parameters have one name")
+    values = state["state"]
+    return NamedState(
+        parameters={name: values[index] for index, name in by_index.items() if index in values},
+        others={name: value for name, value in values.items() if name not in by_index},
+        param_groups=[
+            {key: value for key, value in group.items() if key != "param_names"}
+            | {"params": [by_index[index] for index in group["params"]]}
+            for group in groups
+        ],
+    )
+
+
+def is_usual(state: Any) -> bool:
+    """Return whether a state has the form torch.optim.Optimizer.state_dict() gives it, and can go by names."""
+    if not isinstance(state, dict) or state.keys() != {"state", "param_groups"}:
+        return False
+    values, groups = state["state"], state["param_groups"]
+    if not isinstance(values, dict) or not isinstance(groups, list) or not all(map(_is_usual_group, groups)):
+        return False
+    indexes = {index for group in groups for index in group["params"]}
+    own = [items for index, items in values.items() if index in indexes]
+    return all(isinstance(items, dict) and all(isinstance(name, str) for name in items) for items in own) and all(
+        isinstance(name, str) for name in values.keys() - indexes
+    )
+
+
+def _is_usual_group(group: Any) -> bool:
+    if not isinstance(group, dict) or not isinstance(group.get("params"), list):
+        return False
+    names = group.get("param_names") or []
+    return all(isinstance(index, (int, str)) for index in group["params"]) and (
+        isinstance(names, list) and all(isinstance(name, str) for name in names)
+    )
+
+
+def _names(stored: NamedState) -> list[str]:
+    return [name for group in stored.param_groups for name in group["params"]]
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _why_not_by_position(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> str | None:
+    """Return why the order of the parameters cannot be that of a stored state, which has no names."""
     groups, stored_groups = optimizer.param_groups, state["param_groups"]
     if len(groups) != len(stored_groups):
-        return f"has {len(groups)} parameter groups, and {len(stored_groups)} in checkpoint"
+        return (
+            f"has {len(groups)} parameter groups, and {len(stored_groups)} in checkpoint, which has no names for them"
+        )
     for group, stored in zip(groups, stored_groups, strict=True):
-        if len(group["params"]) != len(stored["params"]):
-            return f"has a group of {len(group['params'])} parameters, and {len(stored['params'])} in checkpoint"
-        names, stored_names = group.get("param_names"), stored.get("param_names")
-        if names and stored_names and list(names) != list(stored_names):
-            return f"has the parameters {list(names)}, and {list(stored_names)} in checkpoint; give them in that order"
-    return _why_not_these_values(optimizer, state) if type(optimizer).__module__.startswith("torch.optim") else None
-
-
-def _why_not_these_values(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> str | None:
-    for index, parameter in _parameters(optimizer, state).items():
-        for name, value in state["state"].get(index, {}).items():
-            if name in _LIKE_PARAMETER and isinstance(value, torch.Tensor) and value.dim():
-                stored, wanted = (value.shape, value.dtype), (parameter.shape, parameter.dtype)
-                if stored != wanted:
-                    words = [f"{list(shape)} {dtype_text(dtype)}" for shape, dtype in (stored, wanted)]
-                    return f"{name!r} of parameter {index} is {words[0]} in checkpoint, and the parameter {words[1]}"
+        if (here := len(group["params"])) != (there := len(stored["params"])):
+            return f"has a group of {here} parameters, and {there} in checkpoint, which has no names for them"
     return None
 
 
-def put_back_dtypes(optimizer: torch.optim.Optimizer, state: Any) -> None:
+def _put_back_dtypes(optimizer: torch.optim.Optimizer, state: Any) -> None:
     """Give state tensors the dtypes they are stored with: load_state_dict() casts them to their parameter's."""
-    if not _is_usual(state):
+    if not is_usual(state):
         return
-    for index, parameter in _parameters(optimizer, state).items():
+    indexes = [index for group in state["param_groups"] for index in group["params"]]
+    for index, parameter in dict(zip(indexes, _parameters(optimizer), strict=True)).items():
         live = optimizer.state.get(parameter, {})
         for name, value in state["state"].get(index, {}).items():
             now = live.get(name)
@@ -58,11 +238,26 @@ def put_back_dtypes(optimizer: torch.optim.Optimizer, state: Any) -> None:
                 live[name] = value.to(now.device)
 
 
-def way_back(optimizer: torch.optim.Optimizer) -> Callable[[], None]:
-    """Return what undoes a load_state_dict(): tensors and groups are the very ones of before, none is copied."""
+def _devices(values: Mapping[str, Any]) -> dict[str, torch.device]:
+    """Return where those values are that are tensors: a learning rate may be one."""
+    return {key: value.device for key, value in values.items() if isinstance(value, torch.Tensor)}
+
+
+def _complete(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> None:
+    """Do what two optimizers of torch do at their start only, and load_state_dict() does not do again."""
+    for parameter in group["params"]:
+        state = optimizer.state.get(parameter, {})
+        if isinstance(optimizer, torch.optim.Adagrad) and not state:  # it has sums before the first step
+            options = {key: group[key] for key in ("initial_accumulator_value", "fused") if group.get(key)}
+            optimizer.state[parameter] = torch.optim.Adagrad([parameter], **options).state[parameter]
+        elif isinstance(optimizer, torch.optim.ASGD) and "step" in state:
+            state["step"] = state["step"].to(parameter.device)
+
+
+def _way_back(optimizer: torch.optim.Optimizer) -> Callable[[], None]:
     groups, values = optimizer.param_groups, optimizer.state
     group_items = [dict(group) for group in groups]
-    value_items = {parameter: dict(items) for parameter, items in values.items()}
+    value_items = {key: dict(items) if isinstance(items, dict) else items for key, items in values.items()}
 
     def back() -> None:
         for group, items in zip(groups, group_items, strict=True):
@@ -73,21 +268,3 @@ def way_back(optimizer: torch.optim.Optimizer) -> Callable[[], None]:
         optimizer.param_groups, optimizer.state = groups, values
 
     return back
-
-
-def _is_usual(state: Any) -> bool:
-    """Return whether a state has the form torch.optim.Optimizer.state_dict() gives it."""
-    if not isinstance(state, dict) or not isinstance(state.get("state"), dict):
-        return False
-    groups, values = state.get("param_groups"), state["state"].values()
-    has_groups = isinstance(groups, list) and all(
-        isinstance(g, dict) and isinstance(g.get("params"), list) for g in groups
-    )
-    return has_groups and all(isinstance(items, dict) for items in values)
-
-
-def _parameters(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[int, torch.Tensor]:
-    """Return the parameter each index in a state stands for."""
-    indexes = [index for group in state["param_groups"] for index in group["params"]]
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    return dict(zip(indexes, parameters, strict=True))

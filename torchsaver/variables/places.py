@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
 
 from torchsaver.variables.collection import current_collection, name_of
 from torchsaver.variables.mapping.layouts import Layout
+from torchsaver.variables.wrappers import clean_names
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,18 @@ class PlacedLayout:
         return replace(self.layout, tensors=tensors) if len(tensors) == len(found) else None
 
 
+@dataclass(frozen=True)
+class PlacedOptimizer:
+    """An optimizer, and the modules in which names of its parameters are looked up anew, by their prefixes."""
+
+    optimizer: torch.optim.Optimizer
+    modules: tuple[tuple[str, torch.nn.Module], ...]
+
+    def names_now(self) -> dict[int, str]:
+        """Return the names of all tensors that are in the modules now, by id."""
+        return {id_: name for id_, (name, _) in _find(self.modules).items()}
+
+
 class Places:
     """Finds the module and path of a tensor: in `names_from`, then in the modules the current collection tracks."""
 
@@ -56,11 +69,9 @@ class Places:
         tracked = [
             (name, value) for name, value in current_collection().members() if isinstance(value, torch.nn.Module)
         ]
-        modules = [("", names_from), *tracked] if names_from is not None else tracked
-        self._found: dict[int, tuple[str, Place]] = {}
-        for prefix, module in modules:
-            for path, tensor in named_tensors(module):
-                self._found.setdefault(id(tensor), (join_key(prefix, path), Place(module, path)))
+        self._named = [] if names_from is None else [("", names_from)]
+        self._tracked = tracked
+        self._found = _find([*self._named, *tracked])
 
     def of(self, tensor: torch.Tensor) -> Place | None:
         """Return the place of a tensor, None where it is not found."""
@@ -72,10 +83,27 @@ class Places:
         places = tuple(map(self.of, layout.tensors))
         return PlacedLayout(layout, places) if any(places) else None
 
+    def of_optimizer(self, optimizer: torch.optim.Optimizer) -> PlacedOptimizer:
+        """Return an optimizer with `names_from`, and those tracked modules that have a parameter of it."""
+        own = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        tracked = [(name, module) for name, module in self._tracked if own & {id(each) for each in module.parameters()}]
+        return PlacedOptimizer(optimizer, (*self._named, *tracked))
+
     def name_of(self, tensor: torch.Tensor) -> str | None:
         """Return the name of a tensor: its path where it is found, or what `Variable` gave it."""
         name, _ = self._found.get(id(tensor), (None, None))
         return name if name is not None else name_of(tensor)
+
+
+def _find(modules: Iterable[tuple[str, torch.nn.Module]]) -> dict[int, tuple[str, Place]]:
+    """Return the name and place of each tensor in modules, by id; the first one of those that are tied."""
+    found: dict[int, tuple[str, Place]] = {}
+    for prefix, module in modules:
+        named = list(named_tensors(module))
+        clean = clean_names(module, (path for path, _ in named))
+        for path, tensor in named:
+            found.setdefault(id(tensor), (join_key(prefix, clean[path]), Place(module, path)))
+    return found
 
 
 def named_tensors(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

@@ -15,8 +15,10 @@ import torch
 from torchsaver.errors import CorruptCheckpointError, MismatchError, SkippedCheckpoint, nearest_by_label
 from torchsaver.formats.tensor_bytes import dtype_text, why_not_writable
 from torchsaver.variables.mapping.layouts import Layout
-from torchsaver.variables.state_tree import tensor_keys
-from torchsaver.variables.var_list import Slots
+from torchsaver.variables.optimizers import NamedOptimizer
+from torchsaver.variables.state_tree import NO_VALUES, tensor_keys, unflatten, without_parameters
+from torchsaver.variables.var_list import Slots, Stateful
+from torchsaver.variables.wrappers import match_plain
 
 
 class Stored(Protocol):
@@ -59,7 +61,8 @@ class RestorePlan:
         sources: {slot key: the key its value is stored under}.
         aliases: {another name of a tied tensor: the slot key it is restored with}.
         ties: (slot key, alias, stored key, stored key): tied in the model, stored twice; the values must be the same.
-        objects: {slot key: the JSON tree of its state}.
+        objects: {slot key: the JSON tree of its state}; of an optimizer's only what is of its parameters.
+        object_keys: {slot key: the key its tree is stored under}.
         missing: Slot keys the checkpoint does not have (strict=False).
         unused: Stored keys nobody asked for.
     """
@@ -68,6 +71,7 @@ class RestorePlan:
     aliases: dict[str, str] = field(default_factory=dict)
     ties: list[tuple[str, str, str, str]] = field(default_factory=list)
     objects: dict[str, Any] = field(default_factory=dict)
+    object_keys: dict[str, str] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
 
@@ -84,9 +88,11 @@ class RestoreReport:
         unused: Keys of the checkpoint that nobody asked for.
         global_step: The step it was saved with, or None.
         metadata: The JSON value it was saved with, or None.
+        metrics: The numbers it was saved with, by name.
         bytes: Size of the restored tensors as stored.
         seconds: How long it took.
         skipped: By `resume`: the checkpoints that were not taken, and why.
+        reason: By `resume`: why it is this checkpoint.
     """
 
     save_path: str = ""
@@ -96,9 +102,11 @@ class RestoreReport:
     unused: tuple[str, ...] = ()
     global_step: int | None = None
     metadata: Any = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
     bytes: int = 0
     seconds: float = 0.0
     skipped: tuple[SkippedCheckpoint, ...] = ()
+    reason: str = ""
 
     def __repr__(self) -> str:
         step = "" if self.global_step is None else f", step {self.global_step}"
@@ -107,12 +115,16 @@ class RestoreReport:
         for what, keys in (("tied", self.aliases), ("missing", self.missing), ("unused", self.unused)):
             if keys:
                 parts.append(f"{len(keys)} {what}: {_some(keys)}")
+        if self.reason:
+            parts.append(self.reason)
         if self.skipped:
             parts.append(f"{len(self.skipped)} skipped: {_some(skip.save_path for skip in self.skipped)}")
         return f"<RestoreReport: {'; '.join(parts)}>"
 
 
-def plan_restore(slots: Slots, checkpoint: Checkpoint, *, strict: bool, reshape: bool) -> RestorePlan:
+def plan_restore(
+    slots: Slots, checkpoint: Checkpoint, *, strict: bool, reshape: bool, through_wrappers: bool = True
+) -> RestorePlan:
     """Return the plan that fills `slots` from `checkpoint`.
 
     Args:
@@ -120,6 +132,8 @@ def plan_restore(slots: Slots, checkpoint: Checkpoint, *, strict: bool, reshape:
         checkpoint: What is stored.
         strict: Whether a missing key is an error.
         reshape: Whether another shape of the same number of elements will do.
+        through_wrappers: Whether a key that is missing may stand in the checkpoint with or without `module.` and the
+            like, if a single stored key can be meant, and no other slot wants it.
 
     Raises:
         MismatchError: Keys missing, shapes or dtypes that differ, tensors that cannot be written: all of them.
@@ -130,8 +144,9 @@ def plan_restore(slots: Slots, checkpoint: Checkpoint, *, strict: bool, reshape:
     dtypes: list[tuple[str, str, str]] = []
     targets: list[tuple[str, str]] = []
     names = _names_by_slot(slots)
+    renamed = _renamed(names, checkpoint) if through_wrappers else {}
     for key, tensor in slots.tensors.items():
-        found = [(name, *hit) for name in names[key] if (hit := checkpoint.find(name)) is not None]
+        found = [(name, *hit) for name in names[key] if (hit := checkpoint.find(renamed.get(name, name))) is not None]
         if not found:
             plan.missing.append(key)
             continue
@@ -146,7 +161,7 @@ def plan_restore(slots: Slots, checkpoint: Checkpoint, *, strict: bool, reshape:
         elif not _fits(stored.shape, tensor.shape, reshape):
             shapes.append((key, list(stored.shape), list(tensor.shape)))
     for key, layout in slots.layouts.items():
-        if (hit := checkpoint.find(key)) is None:
+        if (hit := checkpoint.find(renamed.get(key, key))) is None:
             plan.missing.append(key)
             continue
         plan.sources[key], stored = hit
@@ -155,7 +170,7 @@ def plan_restore(slots: Slots, checkpoint: Checkpoint, *, strict: bool, reshape:
         elif stored.dtype != layout.dtype:
             dtypes.append((key, stored.dtype_name, dtype_text(layout.dtype)))
     plan.aliases = {alias: key for alias, key in slots.aliases.items() if key in plan.sources}
-    _plan_objects(plan, slots, checkpoint)
+    _plan_objects(plan, slots, checkpoint, through_wrappers)
     missing = plan.missing if strict else []
     if missing or shapes or dtypes or targets:
         nearest = nearest_by_label({key: key for key in missing}, checkpoint.keys())
@@ -168,10 +183,21 @@ def plan_restore(slots: Slots, checkpoint: Checkpoint, *, strict: bool, reshape:
 
 def _names_by_slot(slots: Slots) -> dict[str, list[str]]:
     """Return for each slot the names its value may be stored under: its key, then its aliases."""
-    names = {key: [key] for key in slots.tensors}
+    names = {key: [key] for key in (*slots.tensors, *slots.layouts)}
     for alias, key in slots.aliases.items():
         names[key].append(alias)
     return names
+
+
+def _renamed(names: Mapping[str, list[str]], checkpoint: Checkpoint) -> dict[str, str]:
+    """Return {name: stored key} of slots that are stored under a name with other wrappers only."""
+    absent = [own for own in names.values() if all(checkpoint.find(name) is None for name in own)]
+    if not absent:
+        return {}
+    wanted = {name for own in names.values() for name in own}
+    return match_plain(
+        [name for own in absent for name in own], (key for key in checkpoint.keys() if key not in wanted)
+    )
 
 
 def _fits(stored: tuple[int, ...], wanted: torch.Size, reshape: bool) -> bool:
@@ -192,26 +218,40 @@ def _why_not_laid_out(layout: Layout, stored: Stored) -> str | None:
     return None
 
 
-def _plan_objects(plan: RestorePlan, slots: Slots, checkpoint: Checkpoint) -> None:
-    for key in slots.objects:
-        if key not in checkpoint.object_trees:
+def _plan_objects(plan: RestorePlan, slots: Slots, checkpoint: Checkpoint, through_wrappers: bool) -> None:
+    trees = checkpoint.object_trees
+    absent = [key for key in slots.objects if key not in trees] if through_wrappers else []
+    renamed = match_plain(absent, (key for key in trees if key not in slots.objects)) if absent else {}
+    for key, value in slots.objects.items():
+        stored_key = renamed.get(key, key)
+        if stored_key not in trees:
             plan.missing.append(key)
             continue
-        tree = plan.objects[key] = checkpoint.object_trees[key]
+        plan.object_keys[key] = stored_key
         try:
-            absent = [name for name in tensor_keys(tree) if checkpoint.find(name) is None]
+            names = tensor_keys(trees[stored_key])
+            plan.objects[key], unknown = _for_object(value, trees[stored_key])
         except ValueError as error:
             raise CorruptCheckpointError(checkpoint.save_path, 0, f"the state of {key!r} is {error}") from error
-        if absent:
-            raise CorruptCheckpointError(checkpoint.save_path, 0, f"{absent[0]!r} of the state of {key!r} is missing")
+        plan.missing += [f"{key}.{name}" for name in unknown]
+        if lost := [name for name in names if checkpoint.find(name) is None]:
+            raise CorruptCheckpointError(checkpoint.save_path, 0, f"{lost[0]!r} of the state of {key!r} is missing")
+
+
+def _for_object(value: Stateful, tree: Any) -> tuple[Any, list[str]]:
+    """Return the part of a stored tree that an object takes, and which parameters of an optimizer it has nothing of."""
+    if not isinstance(value, NamedOptimizer):
+        return tree, []
+    unknown, unwanted = value.compare(unflatten(tree, lambda _: NO_VALUES))
+    return without_parameters(tree, unwanted), unknown
 
 
 def _unused(plan: RestorePlan, checkpoint: Checkpoint) -> list[str]:
     used = set(plan.sources.values()) | {stored for _, _, _, stored in plan.ties}
     for tree in plan.objects.values():
         used.update(tensor_keys(tree))
-    others = [key for key in checkpoint.object_trees if key not in plan.objects]
-    return sorted([key for key in checkpoint.keys() if key not in used] + others)
+    others = checkpoint.object_trees.keys() - plan.object_keys.values()
+    return sorted([key for key in checkpoint.keys() if key not in used] + list(others))
 
 
 def _some(keys: Iterable[str], most: int = 5) -> str:

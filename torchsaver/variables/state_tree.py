@@ -2,34 +2,40 @@
 
 In JSON, null, true, false, numbers, texts and lists stand for themselves. An object has exactly one member, which says
 what it is: {"dict": {..}}, {"items": [{"tuple": [key, value]}, ..]} for keys that are not texts in sorted order,
-{"ordered": [..]}, {"counter": [..]}, {"tuple": [..]}, {"set": [..]}, {"tensor": KEY}, {"float": "nan"},
-{"int": "0x.."}, {"bytes": BASE64}, {"complex": [re, im]}, {"size": [..]}, {"dtype": ".."}, {"device": ".."}, and
-{"numpy": [dtype, BASE64]} for a numpy number or bool.
+{"ordered": [..]}, {"counter": [..]}, {"tuple": [..]}, {"set": [..]}, {"frozenset": [..]}, {"tensor": KEY},
+{"float": "nan"}, {"int": "0x.."}, {"bytes": BASE64}, {"bytearray": BASE64}, {"complex": [re, im]}, {"size": [..]},
+{"dtype": ".."}, {"device": ".."}, {"timedelta": [days, seconds, microseconds]}, {"numpy": [dtype, BASE64]} for a numpy
+number or bool, {"ndarray": KEY} for an array that is a tensor in the file, {"ndarray": [dtype, shape, BASE64]} for one
+that cannot be, and {"optimizer": {"parameters": [[name, state], ..], "others": .., "param_groups": ..}}.
 """
 
 from __future__ import annotations
 
 import base64
-import math
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Collection
+from datetime import timedelta
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 
-from torchsaver.formats.json_text import MAX_DEPTH, depth, is_unicode
+from torchsaver.formats.json_text import MAX_DEPTH, depth
+from torchsaver.variables import numpy_values
+from torchsaver.variables.named_state import NamedState, named_state_of
+from torchsaver.variables.state_encoder import StateEncoder
 from torchsaver.variables.var_list import Problems
 
-_PLAIN_INT_LIMIT = 1 << 63  # larger ones are not read alike by every JSON reader
+_TensorOf: TypeAlias = Callable[[str], torch.Tensor]
 
 
 def flatten(key: str, state: Any, problems: Problems) -> tuple[Any, dict[str, torch.Tensor]]:
     """Return the JSON tree of an object's state, and its tensors by key: `key`, a dot, their path inside the object.
 
+    numpy arrays are among the tensors, where torch has their dtype; row-major, writable ones share their memory.
     What has no place in JSON, two tensors with one path, or too deep a state is noted in `problems`, with its path.
     """
-    encoder = _Encoder(problems)
+    encoder = StateEncoder(problems)
     try:
         tree = encoder.encode(state, key)
         levels = depth(tree)
@@ -40,21 +46,34 @@ def flatten(key: str, state: Any, problems: Problems) -> tuple[Any, dict[str, to
     return tree, encoder.tensors
 
 
-def unflatten(tree: Any, tensor_of: Callable[[str], torch.Tensor]) -> Any:
+NO_VALUES = torch.empty(0, device="cpu")  # for who asks what a tree is like; making one each time takes long
+
+
+def unflatten(tree: Any, tensor_of: _TensorOf) -> Any:
     """Return the state in a JSON tree; `tensor_of` gives the tensor of a key, and raises nothing.
 
+    Arrays are writable, row-major and have memory of their own.
+
     Raises:
-        ValueError: The tree is not one that `flatten` makes.
+        ValueError: The tree is not one that `flatten` makes, or the tensor of an array has a dtype that numpy lacks.
     """
+    seen: set[str] = set()
+
+    def once(key: str) -> torch.Tensor:
+        if key in seen:  # flatten gives each its own key; a small file must not become many copies of one tensor
+            raise ValueError(f"not a state tree: {key!r} is the key of two tensors")
+        seen.add(key)
+        return tensor_of(key)
+
     try:
-        return _decode(tree, tensor_of)
+        return _decode(tree, once)
     except (ArithmeticError, AttributeError, LookupError, RecursionError, RuntimeError, TypeError) as error:
         reason = "nested too deep" if isinstance(error, RecursionError) else str(error)
         raise ValueError(f"not a state tree: {reason}") from error
 
 
 def tensor_keys(tree: Any) -> list[str]:
-    """Return the keys of the tensors a tree refers to.
+    """Return the keys of the tensors a tree refers to, those that become numpy arrays too.
 
     Raises:
         ValueError: The tree is not one that `flatten` makes.
@@ -63,13 +82,21 @@ def tensor_keys(tree: Any) -> list[str]:
 
     def note(key: str) -> torch.Tensor:
         keys.append(key)
-        return torch.empty(0, device="cpu")
+        return NO_VALUES
 
     unflatten(tree, note)
     return keys
 
 
-def _decode(tree: Any, tensor_of: Callable[[str], torch.Tensor]) -> Any:
+def without_parameters(tree: Any, names: Collection[str]) -> Any:
+    """Return the tree of an optimizer without the states of some parameters; another object's as it is."""
+    if not names or not isinstance(tree, dict) or tree.keys() != {"optimizer"}:
+        return tree
+    parameters = [pair for pair in tree["optimizer"]["parameters"] if pair[0] not in names]
+    return {"optimizer": {**tree["optimizer"], "parameters": parameters}}
+
+
+def _decode(tree: Any, tensor_of: _TensorOf) -> Any:
     if tree is None or isinstance(tree, (bool, int, float, str)):
         return tree
     if isinstance(tree, list):
@@ -77,15 +104,37 @@ def _decode(tree: Any, tensor_of: Callable[[str], torch.Tensor]) -> Any:
     if len(tree) != 1:
         raise ValueError("an object in a state tree has one member, its kind")
     ((kind, value),) = tree.items()
-    if kind == "tensor" and isinstance(value, str):
-        return tensor_of(value)
-    if kind == "dict":
-        return {name: _decode(item, tensor_of) for name, item in value.items()}
+    if kind in _WITH_TENSORS:
+        return _WITH_TENSORS[kind](value, tensor_of)
     if kind in _CONTAINERS and isinstance(value, list):
         return _CONTAINERS[kind](_decode(item, tensor_of) for item in value)
     if kind in _SCALARS:
         return _SCALARS[kind](value)
     raise ValueError(f"a state tree has the unknown kind {kind!r}; a newer torchsaver may know it")
+
+
+def _decode_tensor(key: Any, tensor_of: _TensorOf) -> torch.Tensor:
+    if not isinstance(key, str):
+        raise ValueError(f"a tensor's key is a text, not {key!r}")
+    return tensor_of(key)
+
+
+def _decode_array(value: Any, tensor_of: _TensorOf) -> np.ndarray[Any, Any]:
+    return numpy_values.from_tensor(tensor_of(value)) if isinstance(value, str) else numpy_values.decode_array(value)
+
+
+def _decode_dict(members: dict[str, Any], tensor_of: _TensorOf) -> dict[str, Any]:
+    return {name: _decode(item, tensor_of) for name, item in members.items()}
+
+
+def _decode_named_state(value: Any, tensor_of: _TensorOf) -> NamedState:
+    if value.keys() != {"parameters", "others", "param_groups"}:
+        raise ValueError("an optimizer's state has other members")
+    parameters = {name: _decode(state, tensor_of) for name, state in value["parameters"]}
+    if len(parameters) != len(value["parameters"]):
+        raise ValueError("an optimizer's state names a parameter twice")
+    others, groups = _decode(value["others"], tensor_of), _decode(value["param_groups"], tensor_of)
+    return named_state_of(parameters, others, groups)
 
 
 def _dtype(name: str) -> torch.dtype:
@@ -95,80 +144,38 @@ def _dtype(name: str) -> torch.dtype:
     return dtype
 
 
+def _timedelta(parts: Any) -> timedelta:
+    days, seconds, microseconds = parts
+    return timedelta(days, seconds, microseconds)
+
+
+def _bytes(text: Any) -> bytes:
+    return base64.b64decode(text, validate=True)
+
+
+_WITH_TENSORS: dict[str, Callable[[Any, _TensorOf], Any]] = {
+    "tensor": _decode_tensor,
+    "ndarray": _decode_array,
+    "dict": _decode_dict,
+    "optimizer": _decode_named_state,
+}
 _CONTAINERS: dict[str, Callable[..., Any]] = {
     "tuple": tuple,
     "set": set,
+    "frozenset": frozenset,
     "items": dict,
     "ordered": OrderedDict,
     "counter": lambda pairs: Counter(dict(pairs)),
 }
-_MAPPINGS: dict[type, str] = {dict: "items", OrderedDict: "ordered", Counter: "counter"}
 _SCALARS: dict[str, Callable[[Any], Any]] = {
     "float": float,
     "int": lambda text: int(text, 16),
-    "bytes": lambda text: base64.b64decode(text, validate=True),
+    "bytes": _bytes,
+    "bytearray": lambda text: bytearray(_bytes(text)),
     "complex": lambda parts: complex(float(parts[0]), float(parts[1])),
     "size": torch.Size,
     "dtype": _dtype,
     "device": torch.device,
-    "numpy": lambda parts: np.frombuffer(base64.b64decode(parts[1], validate=True), np.dtype(parts[0]))[0],
-}
-
-
-class _Encoder:
-    """Turns a state into a JSON tree; gathers its tensors, and what is wrong with it."""
-
-    def __init__(self, problems: Problems) -> None:
-        self.tensors: dict[str, torch.Tensor] = {}
-        self._problems = problems
-
-    def encode(self, value: Any, path: str) -> Any:
-        kind = type(value)
-        if isinstance(value, torch.Tensor):
-            if path in self.tensors:
-                self._problems.add(f"{path!r} is the key of two tensors inside one object; rename one of its entries")
-            self.tensors[path] = value
-            return {"tensor": path}
-        if kind is str and not is_unicode(value):
-            self._problems.add(f"{path!r} is a text with a lone surrogate, which UTF-8 cannot hold")
-            return None
-        encode_scalar = _encode_numpy if isinstance(value, (np.number, np.bool_)) else _ENCODERS.get(kind)
-        if encode_scalar is not None:
-            return encode_scalar(value)
-        if kind in (list, tuple, set):
-            items = [self.encode(item, f"{path}.{index}") for index, item in enumerate(value)]
-            return items if kind is list else {kind.__name__: items}
-        if kind in _MAPPINGS:
-            return self._encode_mapping(value, path)
-        remedy = "numbers, texts, bytes, tensors, and dict, list, tuple and set of them can be stored"
-        self._problems.add(f"{path!r} is a {kind.__module__}.{kind.__qualname__}; {remedy}", wrong_type=True)
-        return None
-
-    def _encode_mapping(self, value: Mapping[Any, Any], path: str) -> Any:
-        members = {key: self.encode(item, f"{path}.{key}") for key, item in value.items()}
-        if type(value) is dict and all(type(key) is str for key in members) and list(members) == sorted(members):
-            return {"dict": members}  # JSON objects are written sorted; any other order is kept as pairs
-        pairs = [{"tuple": [self.encode(key, f"{path} (key)"), item]} for key, item in members.items()]
-        return {_MAPPINGS[type(value)]: pairs}
-
-
-def _encode_numpy(value: np.generic) -> Any:
-    return {"numpy": [value.dtype.str, base64.b64encode(value.tobytes()).decode("ascii")]}
-
-
-def _encode_float(value: float) -> Any:
-    return value if math.isfinite(value) else {"float": repr(value)}
-
-
-_ENCODERS: dict[type, Callable[[Any], Any]] = {
-    type(None): lambda value: value,
-    bool: lambda value: value,
-    str: lambda value: value,
-    int: lambda value: value if -_PLAIN_INT_LIMIT <= value < _PLAIN_INT_LIMIT else {"int": hex(value)},
-    float: _encode_float,
-    bytes: lambda value: {"bytes": base64.b64encode(value).decode("ascii")},
-    complex: lambda value: {"complex": [repr(value.real), repr(value.imag)]},
-    torch.Size: lambda value: {"size": list(value)},
-    torch.dtype: lambda value: {"dtype": str(value).removeprefix("torch.")},
-    torch.device: lambda value: {"device": str(value)},
+    "timedelta": _timedelta,
+    "numpy": numpy_values.decode_scalar,
 }

@@ -16,7 +16,10 @@ from torchsaver.errors import VarListError, VarListTypeError
 from torchsaver.formats.json_text import is_unicode
 from torchsaver.variables.collection import Collection, current_collection
 from torchsaver.variables.mapping.layouts import Layout
-from torchsaver.variables.places import Place, PlacedLayout, Places, join_key, named_tensors
+from torchsaver.variables.optimizers import NamedOptimizer, is_usual
+from torchsaver.variables.parameter_names import name_parameters
+from torchsaver.variables.places import Place, PlacedLayout, PlacedOptimizer, Places, join_key, named_tensors
+from torchsaver.variables.wrappers import clean_names, owner_of_extra_state
 
 RESERVED_KEY = "__metadata__"  # safetensors' own: a tensor of that name makes a file nobody can read
 _DICT_FORM = 'give it a key: Saver({"my_key": value})'
@@ -46,7 +49,7 @@ class _ExtraState:
         self.module.set_extra_state(state)
 
 
-EntryValue: TypeAlias = "torch.Tensor | Place | Layout | PlacedLayout | torch.nn.Module | Stateful"
+EntryValue: TypeAlias = "torch.Tensor | Place | Layout | PlacedLayout | PlacedOptimizer | torch.nn.Module | Stateful"
 
 
 @dataclass(frozen=True)
@@ -118,10 +121,12 @@ def read_var_list(var_list: Any, names_from: torch.nn.Module | None = None) -> l
 
 
 def _placed(value: Any, places: Places) -> EntryValue:
-    """Return where a tensor, or those of a Layout, are; where that is not known, the value itself."""
-    place: Place | PlacedLayout | None = None
+    """Return where a tensor, or those of a Layout or an optimizer, are; where that is not known, the value itself."""
+    place: Place | PlacedLayout | PlacedOptimizer | None = None
     if isinstance(value, torch.Tensor):
         place = places.of(value)
+    elif isinstance(value, torch.optim.Optimizer):
+        place = places.of_optimizer(value)
     elif isinstance(value, Layout):
         place = places.of_layout(value)
     return place or value
@@ -137,33 +142,64 @@ def resolve(entries: Iterable[Entry]) -> Slots:
     tensors = {entry.key: entry.value for entry in entries if isinstance(entry.value, torch.Tensor)}
     if len(tensors) == len(entries) == len(set(map(id, tensors.values()))):
         return Slots(tensors)  # nothing to look for; there can be tens of thousands, and going through them takes 3x
-    problems = Problems()
-    slots = Slots()
-    keys: dict[int, str] = {}  # the key of each tensor, by id
-    laid_out: dict[int, str] = {}  # the same of those in layouts: what is stored is not the tensor's value
+    resolution = _Resolution()
     # Tensors given by themselves come first: a module that has one of them too adds another name, whatever the order.
     for entry in sorted(entries, key=lambda entry: isinstance(entry.value, torch.nn.Module)):
-        value = _value_now(entry, problems)
+        resolution.add(entry)
+    resolution.name_optimizers()
+    resolution.problems.raise_if_any()
+    return resolution.slots
+
+
+class _Resolution:
+    """Slots in the making: entries are added one by one, optimizers get their names at the end."""
+
+    def __init__(self) -> None:
+        self.slots = Slots()
+        self.problems = Problems()
+        self._keys: dict[int, str] = {}  # the key of each tensor, by id
+        self._laid_out: dict[int, str] = {}  # the same of those in layouts: what is stored is not the tensor's value
+        self._optimizers: dict[str, PlacedOptimizer] = {}
+
+    def add(self, entry: Entry) -> None:
+        value = _value_now(entry, self.problems)
         if value is None:
-            problems.add(f"{entry.key!r} is not in its module any more; build a new Saver")
+            self.problems.add(f"{entry.key!r} is not in its module any more; build a new Saver")
         elif isinstance(value, torch.Tensor):
-            if (other := keys.get(id(value), laid_out.get(id(value)))) is not None:
-                problems.add(f"{entry.key!r} and {other!r} are the same tensor; save it under one key")
-            elif _is_free(entry.key, slots, problems):
-                slots.tensors[entry.key] = value
-            keys.setdefault(id(value), entry.key)
+            self._add_tensor(entry.key, value)
         elif isinstance(value, torch.nn.Module):
-            _resolve_module(entry.key, value, slots, keys, problems)
+            _resolve_module(entry.key, value, self.slots, self._keys, self.problems)
         elif isinstance(value, Layout):
-            for tensor in value.tensors:
-                if (other := keys.get(id(tensor), laid_out.setdefault(id(tensor), entry.key))) != entry.key:
-                    problems.add(f"{entry.key!r} and {other!r} have the same tensor; save it under one key")
-            if _is_free(entry.key, slots, problems):
-                slots.layouts[entry.key] = value
-        elif _is_free(entry.key, slots, problems):
-            slots.objects[entry.key] = value
-    problems.raise_if_any()
-    return slots
+            self._add_layout(entry.key, value)
+        elif _is_free(entry.key, self.slots, self.problems):
+            if isinstance(value, PlacedOptimizer):
+                self._optimizers[entry.key], value = value, NamedOptimizer(value.optimizer, [])
+            self.slots.objects[entry.key] = value
+
+    def _add_tensor(self, key: str, tensor: torch.Tensor) -> None:
+        if (other := self._keys.get(id(tensor), self._laid_out.get(id(tensor)))) is not None:
+            self.problems.add(f"{key!r} and {other!r} are the same tensor; save it under one key")
+        elif _is_free(key, self.slots, self.problems):
+            self.slots.tensors[key] = tensor
+        self._keys.setdefault(id(tensor), key)
+
+    def _add_layout(self, key: str, layout: Layout) -> None:
+        for tensor in layout.tensors:
+            if (other := self._keys.get(id(tensor), self._laid_out.setdefault(id(tensor), key))) != key:
+                self.problems.add(f"{key!r} and {other!r} have the same tensor; save it under one key")
+        if _is_free(key, self.slots, self.problems):
+            self.slots.layouts[key] = layout
+
+    def name_optimizers(self) -> None:
+        """Give the parameters of optimizers the names they have in the slots, or elsewhere."""
+        single = {key for key, layout in self.slots.layouts.items() if len(layout.tensors) == 1}
+        keys = {**{tensor: key for tensor, key in self._laid_out.items() if key in single}, **self._keys}
+        for key, placed in self._optimizers.items():
+            names, reasons = name_parameters(placed, keys)
+            self.slots.objects[key] = NamedOptimizer(placed.optimizer, names)
+            if reasons and is_usual(placed.optimizer.state_dict()):  # a state of another form does without names
+                for reason in reasons:
+                    self.problems.add(f"{key!r} {reason}")
 
 
 def _value_now(entry: Entry, problems: Problems) -> Any:
@@ -184,14 +220,16 @@ def _resolve_module(
 ) -> None:
     """Add a module's state_dict() entries; a tensor with several names in modules is tied, and gets aliases."""
     live = {id(tensor) for _, tensor in named_tensors(module)}
-    for name, value in module.state_dict(keep_vars=True).items():
-        key = join_key(prefix, name)
+    values = module.state_dict(keep_vars=True)
+    clean = clean_names(module, values)
+    for name, value in values.items():
+        key = join_key(prefix, clean[name])
         if slots.tensors.get(key) is value:  # given by itself too, under the very name it has in the module
             continue
         if not _is_good_key(key, value, problems) or not _is_free(key, slots, problems):
             continue
         if name.rpartition(".")[2] == "_extra_state":
-            slots.objects[key] = _ExtraState(module.get_submodule(name.rpartition(".")[0]))
+            slots.objects[key] = _ExtraState(owner_of_extra_state(module, name.rpartition(".")[0]))
         elif not isinstance(value, torch.Tensor) or id(value) not in live:
             problems.add(
                 f"{key!r}: state_dict() gives a copy, so a restore would change nothing; save its tensors by key"

@@ -18,6 +18,7 @@ _MODULES = {
     "torchsaver": "torchsaver_adapter",
     "torchsaver-resume": "torchsaver_adapter",
     "torchsaver-sharded": "torchsaver_adapter",
+    "torchsaver-background": "torchsaver_adapter",
     "careful": "careful",
     "naive": "naive",
     "overwriting": "overwriting",

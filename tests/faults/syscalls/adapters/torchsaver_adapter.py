@@ -1,4 +1,4 @@
-"""torchsaver through its public API: two ways to go on after a restart, and two forms on disk."""
+"""torchsaver through its public API: two ways to go on after a restart, two forms on disk, and the background."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ class TorchsaverAdapter(Adapter):
     suffix = ".safetensors"
     sweeps = True
     _max_shard_bytes: ClassVar[int | None] = None
+    _background: ClassVar[bool] = False
 
     def __init__(self) -> None:
         self._savers: dict[_Key, tuple[ts.Saver, dict[str, torch.Tensor]]] = {}
@@ -45,7 +46,9 @@ class TorchsaverAdapter(Adapter):
         key = (directory, tuple(f"{name} {value.shape} {value.dtype}" for name, value in sorted(tensors.items())))
         if key not in self._savers:
             values = {name: torch.from_numpy(value.copy()) for name, value in tensors.items()}
-            saver = ts.Saver(values, max_to_keep=self.keep, max_shard_bytes=self._max_shard_bytes)
+            saver = ts.Saver(
+                values, max_to_keep=self.keep, max_shard_bytes=self._max_shard_bytes, background=self._background
+            )
             self._recover(saver, directory)
             self._savers[key] = saver, values
         saver, values = self._savers[key]
@@ -110,8 +113,22 @@ class TorchsaverShardedAdapter(TorchsaverAdapter):
         return files
 
 
+class TorchsaverBackgroundAdapter(TorchsaverAdapter):
+    """Saves in the background, changes all values at once, and waits."""
+
+    _background = True
+
+    def save(self, directory: str, step: int, tensors: Tensors) -> None:
+        super().save(directory, step, tensors)
+        for saver, values in self._savers.values():
+            for value in values.values():
+                value.zero_()
+            saver.wait()
+
+
 ADAPTERS: dict[str, Callable[[], Adapter]] = {
     "torchsaver": TorchsaverAdapter,
     "torchsaver-resume": TorchsaverResumeAdapter,
     "torchsaver-sharded": TorchsaverShardedAdapter,
+    "torchsaver-background": TorchsaverBackgroundAdapter,
 }

@@ -9,7 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torchsaver.retention import SECS_PER_HOUR, Record, Window, choose, doom_again, open_window, record_save
+from torchsaver.formats.manifest import Manifest
+from torchsaver.retention.window import (
+    SECS_PER_HOUR,
+    Record,
+    TFRules,
+    Window,
+    adopt,
+    doom_again,
+    forget_doomed,
+    record_of,
+)
 
 NAMES = ["m", "m-1", "m-2", "m-3", "m-4"]
 HOURS = st.sampled_from([0.0, 0.25, 0.5, 1.0, 2.0, math.inf])
@@ -59,12 +69,13 @@ def test_retention_of_any_saves_is_what_tf_does(
 ) -> None:
     now = 1000.0
     tf = TFSaver(now, max_to_keep, hours, recovered)
-    window = replace(open_window(now, hours), last=tuple(_record(name, time) for name, time in recovered))
+    rules = TFRules(max_to_keep, hours)
+    window = replace(rules.open_window(now), last=tuple(_record(name, time) for name, time in recovered))
     deleted, kept = [], []
     for name, quarters in steps:
         now += quarters * SECS_PER_HOUR / 4
         tf.save(name, now)
-        window, decisions = choose(record_save(window, _record(name, now), max_to_keep), hours)
+        window, decisions = rules.choose(rules.record_save(window, _record(name, now)))
         deleted += [decision.record.prefix for decision in decisions if not decision.keep]
         kept += [decision.record.prefix for decision in decisions if decision.keep]
         assert [(record.prefix, record.time) for record in window.last] == tf.last
@@ -84,11 +95,11 @@ def test_retention_under_any_spelling_keeps_the_window_and_never_dooms_what_is_l
     for name, spelling in saves:
         record = _record(spelling + name, identity=name)
         before = window
-        window = record_save(window, record, max_to_keep)
+        window = TFRules(max_to_keep, math.inf).record_save(window, record)
         assert before.doomed == () or {r.identity for r in before.doomed} <= failing
         assert len(window.last) <= max(max_to_keep, len(initial))
         assert window.last[-1] == record
-        window, decisions = choose(window, math.inf)
+        window, decisions = TFRules(max_to_keep, math.inf).choose(window)
         lost = {decision.record.identity for decision in decisions}
         assert name not in lost
         assert lost.isdisjoint(r.identity for r in window.last)
@@ -98,15 +109,18 @@ def test_retention_under_any_spelling_keeps_the_window_and_never_dooms_what_is_l
 
 def test_record_save_of_a_list_with_two_spellings_of_one_checkpoint_does_not_doom_it_while_listed() -> None:
     recovered = Window(last=(_record("m-1"), _record("./m-1", identity="m-1")))  # recover_last_checkpoints keeps both
-    window = record_save(recovered, _record("m-2"), max_to_keep=2)
+    window = TFRules(2, math.inf).record_save(recovered, _record("m-2"))
     assert {r.identity for r in window.doomed}.isdisjoint(r.identity for r in window.last)
 
 
 def test_record_save_and_choose_leave_the_window_they_were_given_as_it_was() -> None:
     window = Window((_record("a"), _record("b")), (_record("c"),), 5.0)
     same = Window((_record("a"), _record("b")), (_record("c"),), 5.0)
-    record_save(window, _record("d"), 1)
-    choose(window, 1.0)
+    rules = TFRules(1, 1.0)
+    rules.record_save(window, _record("d"))
+    rules.choose(window)
+    rules.plan(window)
+    rules.recover(window, [_record("f")])
     doom_again(window, [_record("e")])
     assert window == same
 
@@ -125,7 +139,7 @@ def test_record_save_and_choose_leave_the_window_they_were_given_as_it_was() -> 
 )
 def test_choose_keeps_by_the_strict_grid_of_hours(times: list[float], kept: list[float], mark: float) -> None:
     window = Window(doomed=tuple(_record(f"m-{i}", time) for i, time in enumerate(times)), next_kept_time=100.0)
-    after, decisions = choose(window, 1.0)
+    after, decisions = TFRules(5, 1.0).choose(window)
     assert [decision.record for decision in decisions] == list(window.doomed)
     assert [decision.record.time for decision in decisions if decision.keep] == kept
     assert (after.doomed, after.next_kept_time) == ((), mark)
@@ -135,10 +149,53 @@ def test_choose_keeps_by_the_strict_grid_of_hours(times: list[float], kept: list
 def test_doom_again_puts_a_failed_removal_first_and_a_new_save_of_it_takes_it_out() -> None:
     window = doom_again(Window(doomed=(_record("b"),)), [_record("a")])
     assert [r.prefix for r in window.doomed] == ["a", "b"]
-    saved = record_save(window, _record("./a", identity="a"), 5)
+    saved = TFRules(5, math.inf).record_save(window, _record("./a", identity="a"))
     assert [r.prefix for r in saved.doomed] == ["b"]
 
 
 @pytest.mark.parametrize(("hours", "mark"), [(0.0, 50.0), (0.5, 1850.0), (math.inf, math.inf)])
 def test_open_window_sets_the_first_mark_the_hours_ahead(hours: float, mark: float) -> None:
-    assert open_window(50.0, hours) == Window(next_kept_time=mark)
+    assert TFRules(5, hours).open_window(50.0) == Window(next_kept_time=mark)
+
+
+@pytest.mark.parametrize(
+    ("max_to_keep", "last", "doomed"),
+    [(0, "", ""), (1, "c", "ab"), (2, "bc", "a"), (3, "abc", ""), (9, "abc", "")],
+)
+def test_recover_keeps_the_last_max_to_keep_and_dooms_the_others(max_to_keep: int, last: str, doomed: str) -> None:
+    given = Window(next_kept_time=5.0)
+    window = TFRules(max_to_keep, 1.0).recover(given, [_record(name) for name in "abc"])
+    assert ["".join(r.prefix for r in each) for each in (window.last, window.doomed)] == [last, doomed]
+    assert window.next_kept_time == 5.0
+
+
+def test_plan_says_what_choose_would_do_with_the_doomed_and_that_all_others_stay() -> None:
+    window = Window((_record("c"), _record("d")), (_record("a", 99.0), _record("b", 101.0)), next_kept_time=100.0)
+    decisions = TFRules(2, 1.0).plan(window)
+    assert [(d.save_path, d.keep) for d in decisions] == [("a", False), ("b", True), ("c", True), ("d", True)]
+    assert str(decisions[0]) == "a goes: older than the last max_to_keep checkpoints"
+    assert str(decisions[3]) == "d stays: one of the last 2"
+
+
+def test_tf_rules_need_no_records_have_no_aliases_and_remember_nothing_without_a_window() -> None:
+    assert not TFRules(5, 1.0).needs_records
+    assert TFRules(5, 1.0).aliases(Window((_record("a"),))) == {}
+    assert (TFRules(5, 1.0).remembers, TFRules(0, 1.0).remembers) == (True, False)
+
+
+def test_adopt_puts_older_ones_first_and_none_that_is_known() -> None:
+    window = Window((_record("b"),), (_record("c"),))
+    adopted = adopt(window, [_record(name) for name in "abc"])
+    assert ([r.prefix for r in adopted.last], adopted.doomed) == (["a", "b"], window.doomed)
+
+
+def test_forget_doomed_drops_that_one_only() -> None:
+    window = Window(doomed=(_record("a"), _record("b")))
+    assert forget_doomed(window, window.doomed[0]).doomed == window.doomed[1:]
+
+
+def test_record_of_a_manifest_has_its_time_step_and_metrics_and_without_a_time_is_older_than_all() -> None:
+    record = record_of("./run/m-7", "/run/m-7", Manifest(global_step=7, time=5.0, metrics={"loss": 0.5}))
+    assert (record.prefix, record.identity, record.name) == ("./run/m-7", "/run/m-7", "m-7")
+    assert (record.step, record.time, record.metrics, record.is_resumed) == (7, 5.0, {"loss": 0.5}, False)
+    assert record_of("m", "m", Manifest()).time == -math.inf

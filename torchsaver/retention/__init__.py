@@ -1,0 +1,1 @@
+"""Which checkpoints stay: pure decisions; what they mean for the disk is done by rotation."""

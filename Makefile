@@ -49,12 +49,14 @@ faults: .venv/installed
 	$(FAULTS) --adapter torchsaver --seed $(SEED)
 	$(FAULTS) --adapter torchsaver-resume --only kill,inject,powerloss,readinject --seed $(SEED)
 	$(FAULTS) --adapter torchsaver-sharded --only kill,inject,first,powerloss --seed $(SEED)
+	$(FAULTS) --adapter torchsaver-background --only kill,powerloss --seed $(SEED)
 
 faults-full: .venv/installed
 	$(CONTROLS)
 	$(FAULTS) --adapter torchsaver --mode full --seed $(SEED)
 	$(FAULTS) --adapter torchsaver-resume --mode full --seed $(SEED)
 	$(FAULTS) --adapter torchsaver-sharded --mode full --seed $(SEED)
+	$(FAULTS) --adapter torchsaver-background --only kill,powerloss --mode full --seed $(SEED)
 
 fuzz: .venv/fuzz
 	cd tests && ../$(BIN)/python -m faults.fuzz --seconds $(SECONDS) --output ../build/fuzz

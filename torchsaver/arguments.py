@@ -6,7 +6,7 @@ import math
 import numbers
 import operator
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -14,8 +14,7 @@ import numpy as np
 import torch
 
 from torchsaver.formats.json_text import is_unicode
-from torchsaver.retention.policies import Policy, PolicyRules, policy_rules
-from torchsaver.retention.window import Rules, TFRules
+from torchsaver.retention.window import Policy, Rules, TFRules
 from torchsaver.storage import paths
 
 DEFAULT_MAX_TO_KEEP = 5  # TF's
@@ -128,6 +127,8 @@ def rules(max_to_keep: Any, every_n_hours: Any, keep: Any) -> Rules:
         return tf_rules
     if tf_rules != TFRules(DEFAULT_MAX_TO_KEEP, DEFAULT_EVERY_N_HOURS):
         raise ValueError("keep says all of what stays; write max_to_keep as Latest(n), and hours as EveryNHours(n)")
+    from torchsaver.retention.policies import policy_rules  # noqa: PLC0415, most savers do without
+
     policies = policy_rules(keep)
     for alias in (alias for policy in policies.policies if (alias := getattr(policy, "alias", None))):
         if (reason := paths.why_not_a_prefix(alias)) is not None or alias == paths.STATE_FILE:
@@ -197,8 +198,9 @@ class Settings:
             raise ValueError(f"when_busy is 'wait' or 'skip', not {self.when_busy!r}")
         if self.on_saved is not None and not callable(self.on_saved):
             raise TypeError(f"on_saved is a function, not {type(self.on_saved).__name__}")
-        if isinstance(given := self.rules(), PolicyRules):
-            object.__setattr__(self, "keep", given.policies)  # of a generator too
+        if self.keep is not None and not isinstance(self.keep, Sequence) and isinstance(self.keep, Iterable):
+            object.__setattr__(self, "keep", tuple(self.keep))  # a generator would be used up
+        self.rules()
 
     @classmethod
     def among(cls, arguments: Mapping[str, Any]) -> Settings:

@@ -179,7 +179,8 @@ def _convert(arguments: argparse.Namespace) -> Answer:
 def _prune(arguments: argparse.Namespace) -> Answer:
     # Here and not above: it needs torch, to verify the newest checkpoint, and no other command is to wait for that.
     from torchsaver import pruning  # noqa: PLC0415
-    from torchsaver.retention.policies import Best, EveryNHours, EveryNSteps, Latest, Pinned, Policy  # noqa: PLC0415
+    from torchsaver.retention.policies import Best, EveryNHours, EveryNSteps, Latest, Pinned  # noqa: PLC0415
+    from torchsaver.retention.window import Policy  # noqa: PLC0415
 
     one: list[tuple[Any, Callable[[Any], Policy]]] = [
         (arguments.latest, Latest),

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from torchsaver import arguments
 from torchsaver.errors import nearest_keys, nearest_text
 from torchsaver.recovery import Search, find_newest_valid, records_kept
-from torchsaver.retention.policies import Best, Pinned, Policy
-from torchsaver.retention.window import Decision, Record
+from torchsaver.retention.policies import Best, Pinned
+from torchsaver.retention.window import Decision, Policy, Record
 from torchsaver.rotation import Rotation
 from torchsaver.storage import locks, paths
 from torchsaver.storage.aliases import led_to

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -18,8 +18,10 @@ from torchsaver.formats.torch_file import is_torch_file
 from torchsaver.open_checkpoint import OpenCheckpoint, open_as
 from torchsaver.storage import paths
 from torchsaver.stored_tensor import StoredTensor, TensorSlice, require_known_dtypes, stored_tensor
-from torchsaver.torch_checkpoint.tensors import MappedTensor, TorchFileTensors
 from torchsaver.variables.var_list import Slots
+
+if TYPE_CHECKING:
+    from torchsaver.torch_checkpoint.tensors import MappedTensor, TorchFileTensors
 
 
 class CheckpointReader(OpenCheckpoint):
@@ -39,13 +41,18 @@ class CheckpointReader(OpenCheckpoint):
         OSError: As the system gave it.
     """
 
+    _torch_file: TorchFileTensors | None = None  # the last of its files that torch.save has written
+
     def _require_forms(self, file: SafetensorsFile) -> None:
         require_known_dtypes(file)
 
     def _open_file(self, path: str) -> SafetensorsFile:
         if path.endswith(paths.FILE_ENDING) or not is_torch_file(path):
             return super()._open_file(path)
-        file = TorchFileTensors(path)
+        # Here and not above: few read such files, and everybody waits for what is imported.
+        from torchsaver.torch_checkpoint.tensors import TorchFileTensors  # noqa: PLC0415
+
+        file = self._torch_file = TorchFileTensors(path)
         self._files.append(file)
         return file
 
@@ -58,7 +65,7 @@ class CheckpointReader(OpenCheckpoint):
         Raises:
             MismatchError: Which parameters a state is of cannot be told.
         """
-        if len(self._files) != 1 or not isinstance(file := self._files[0], TorchFileTensors):
+        if len(self._files) != 1 or (file := self._torch_file) is None:
             return
         if reasons := file.name_optimizers(slots):
             raise MismatchError(self.save_path, targets=list(reasons.items()))
@@ -68,7 +75,7 @@ class CheckpointReader(OpenCheckpoint):
         """Return the key a tensor is stored under and where it is, None when `key` is neither a key nor an alias."""
         stored_key = self.aliases.get(key, key)
         file = self._file_of.get(stored_key)
-        if isinstance(file, TorchFileTensors):
+        if self._torch_file is not None and isinstance(file, type(self._torch_file)):
             return stored_key, file.stored(stored_key)
         if file is not None:
             return stored_key, stored_tensor(file, file.specs[stored_key])

@@ -18,8 +18,7 @@ from torchsaver.formats.json_text import require_json
 from torchsaver.reader import CheckpointReader
 from torchsaver.recovery import find_newest_valid, records_kept
 from torchsaver.restoring import PreparedRestore
-from torchsaver.retention.policies import Policy
-from torchsaver.retention.window import Decision
+from torchsaver.retention.window import Decision, Policy
 from torchsaver.rotation import Rotation
 from torchsaver.saving import Request, SavedCheckpoint, Writer
 from torchsaver.storage import locks, paths

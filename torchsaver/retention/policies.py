@@ -9,23 +9,8 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import PurePath
-from typing import Protocol, runtime_checkable
 
-from torchsaver.retention.window import SECS_PER_HOUR, Decision, Record, Window, with_newest
-
-
-@runtime_checkable
-class Policy(Protocol):
-    """Says which checkpoints it keeps. Anything with these two methods is one."""
-
-    def kept(self, records: Sequence[Record]) -> dict[str, str]:
-        """Return {identity: reason} of those of `records`, oldest first, that it keeps.
-
-        The others may be removed: what it has kept once it must keep when they are not there.
-        """
-
-    def aliases(self, records: Sequence[Record]) -> dict[str, Record]:
-        """Return {another name, without a directory: the checkpoint that is to have it too}."""
+from torchsaver.retention.window import SECS_PER_HOUR, Decision, Policy, Record, Window, with_newest
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ N hours. Source: Saver._RecordLastCheckpoint and _MaybeDeleteOldCheckpoints in T
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePath
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torchsaver.formats.manifest import Manifest
 
@@ -104,6 +104,20 @@ class Rules(Protocol):
 
     def aliases(self, window: Window) -> dict[str, Record]:
         """Return {another name: the checkpoint it is to lead to}."""
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """Says which checkpoints it keeps. Anything with these two methods is one."""
+
+    def kept(self, records: Sequence[Record]) -> dict[str, str]:
+        """Return {identity: reason} of those of `records`, oldest first, that it keeps.
+
+        The others may be removed: what it has kept once it must keep when they are not there.
+        """
+
+    def aliases(self, records: Sequence[Record]) -> dict[str, Record]:
+        """Return {another name, without a directory: the checkpoint that is to have it too}."""
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ if typing.TYPE_CHECKING:
     from torchsaver.reader import CheckpointReader, list_variables, load_checkpoint, load_variable
     from torchsaver.recovery import newest_valid_checkpoint
     from torchsaver.retention.policies import Best, EveryNHours, EveryNSteps, Latest, Pinned
-    from torchsaver.retention.window import Decision
+    from torchsaver.retention.window import Decision, Policy
     from torchsaver.saver import Saver
     from torchsaver.saving import SavedCheckpoint
     from torchsaver.storage.checkpoint_files import checkpoint_exists, get_checkpoint_mtimes, remove_checkpoint
@@ -78,6 +78,7 @@ __all__ = [
     "MismatchError",
     "NoValidCheckpointError",
     "Pinned",
+    "Policy",
     "Progress",
     "RNGState",
     "RestoreReport",
@@ -148,6 +149,7 @@ _MODULES = {
     "MismatchError": "errors",
     "NoValidCheckpointError": "errors",
     "Pinned": "retention.policies",
+    "Policy": "retention.window",
     "Progress": "inspection.reports",
     "RNGState": "variables.rng",
     "RestoreReport": "variables.restore_plan",

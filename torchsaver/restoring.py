@@ -106,7 +106,7 @@ def restore_from(
             reader.files[part.number].verify(part.specs, part.checked)
     require_equal_ties(plan, reader)
     require_one_value_a_place(slots, prepared, reader)
-    with objects_loaded(slots, plan, reader):
+    with objects.generators_kept(slots.objects), objects_loaded(slots, plan, reader):
         fill_tensors(slots, prepared, reader)
     report = RestoreReport(
         save_path=reader.save_path,

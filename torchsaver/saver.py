@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, SupportsIndex
 
 import torch
 
@@ -121,7 +121,7 @@ class Saver:
     def save(
         self,
         save_path: str | os.PathLike[str],
-        global_step: int | torch.Tensor | None = None,
+        global_step: SupportsIndex | torch.Tensor | None = None,
         *,
         latest_filename: str | None = None,
         write_state: bool = True,
@@ -136,8 +136,8 @@ class Saver:
 
         Args:
             save_path: Prefix of the checkpoint, str, bytes or os.PathLike. Unlike TF, all missing directories are made.
-            global_step: Added to the prefix, "run/model.ckpt-1000", and stored. An integer of Python or numpy, or a
-                0-d tensor; as in TF, a float tensor is cut to an integer.
+            global_step: Added to the prefix, "run/model.ckpt-1000", and stored. An integer of Python or numpy, a
+                Counter, or a 0-d tensor; as in TF, a float tensor is cut to an integer.
             latest_filename: Name of the state file, "checkpoint" by default. As in TF, one saver keeps one window over
                 all its state files: what leaves it is removed, whichever of them names it.
             write_state: False writes the checkpoint only: it is not listed, not counted and never removed.

@@ -54,6 +54,41 @@ with ts.load_checkpoint("run") as reader:
     assert_type(reader.get_variable_to_dtype_map(), dict[str, torch.dtype | Any])
     assert_type(reader.debug_string(), bytes)
 
+ema = torch.optim.swa_utils.AveragedModel(model)
+keep = [
+    ts.Latest(2, alias="last"),
+    ts.Best("loss", 1, mode="max"),
+    ts.EveryNSteps(10),
+    ts.EveryNHours(0.5),
+    ts.Pinned("m-1"),
+]
+full = ts.Saver(
+    {"model": model, "rng": ts.RNGState(generators={"data": torch.Generator()}), "step": ts.Counter(3)},
+    keep=keep,
+    background=True,
+    when_busy="skip",
+    on_saved=lambda saved: assert_type(saved, ts.SavedCheckpoint),
+)
+with full, ts.swapped(model, ema):
+    full.save("run/model.ckpt", ts.Counter(), metrics={"loss": 0.5})
+assert_type(full.plan(), list[ts.Decision])
+assert_type(full.plan()[0].save_path, str)
+assert_type(full.latest_checkpoint, str | None)
+assert_type(full.wait(), None)
+assert_type(ts.prune_checkpoints("run", keep, dry_run=True), list[ts.Decision])
+steps = ts.training_steps(full, "run/model.ckpt", total=10, save_steps=2, save_secs=600)
+for step in steps:
+    assert_type(step, int)
+    steps.metrics["loss"] = 0.5
+assert_type(steps.report, ts.RestoreReport | None)
+for path in ts.checkpoints_iterator("run", timeout=1, timeout_fn=lambda: True):
+    assert_type(path, str)
+hook = ts.CheckpointSaverHook("run", save_secs=600, saver=full, listeners=[ts.CheckpointSaverListener()])
+assert_type(hook.after_run(3), bool)
+manager = ts.CheckpointManager({"model": model}, Path("run"), max_to_keep=None)
+assert_type(manager.save(), str | None)
+assert_type(manager.checkpoints, list[str])
+
 try:
     saver.restore("run/model.ckpt-1")
 except ts.MismatchError as error:

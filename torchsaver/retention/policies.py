@@ -14,7 +14,7 @@ from torchsaver.retention.window import SECS_PER_HOUR, Decision, Policy, Record,
 
 
 @dataclass(frozen=True)
-class Latest:
+class Latest(Policy):
     """Keeps the last `n` checkpoints.
 
     Args:
@@ -41,7 +41,7 @@ class Latest:
 
 
 @dataclass(frozen=True)
-class EveryNSteps:
+class EveryNSteps(Policy):
     """Keeps the first checkpoint at or after each multiple of `n` steps; one without a step never.
 
     Args:
@@ -61,13 +61,9 @@ class EveryNSteps:
                 found.setdefault(record.step // self.n, record)
         return {r.identity: f"the first at or after step {number * self.n}" for number, r in found.items()}
 
-    def aliases(self, records: Sequence[Record]) -> dict[str, Record]:  # noqa: ARG002
-        """Return nothing."""
-        return {}
-
 
 @dataclass(frozen=True)
-class EveryNHours:
+class EveryNHours(Policy):
     """Keeps the first checkpoint, and then the first that was saved `n` hours or more after the last one so kept.
 
     Args:
@@ -90,13 +86,9 @@ class EveryNHours:
                 due = record.time + self.n * SECS_PER_HOUR
         return found
 
-    def aliases(self, records: Sequence[Record]) -> dict[str, Record]:  # noqa: ARG002
-        """Return nothing."""
-        return {}
-
 
 @dataclass(frozen=True)
-class Best:
+class Best(Policy):
     """Keeps the `n` checkpoints that were saved with the best value of a metric: `save(..., metrics={"val_loss": v})`.
 
     One without the metric, or with a NaN, is never best. Of equal values the older is the better.
@@ -144,7 +136,7 @@ class Best:
 
 
 @dataclass(frozen=True, init=False)
-class Pinned:
+class Pinned(Policy):
     """Keeps the checkpoint this run was resumed from, and those of the names given.
 
     Args:
@@ -165,10 +157,6 @@ class Pinned:
         """Return those that are pinned."""
         resumed = {record.identity: "this run was resumed from it" for record in records if record.is_resumed}
         return resumed | {record.identity: "pinned by its name" for record in records if record.name in self.names}
-
-    def aliases(self, records: Sequence[Record]) -> dict[str, Record]:  # noqa: ARG002
-        """Return nothing."""
-        return {}
 
 
 @dataclass(frozen=True)

@@ -108,16 +108,18 @@ class Rules(Protocol):
 
 @runtime_checkable
 class Policy(Protocol):
-    """Says which checkpoints it keeps. Anything with these two methods is one."""
+    """Says which checkpoints it keeps: a base for policies of your own; anything with both methods is one, too."""
 
     def kept(self, records: Sequence[Record]) -> dict[str, str]:
         """Return {identity: reason} of those of `records`, oldest first, that it keeps.
 
         The others may be removed: what it has kept once it must keep when they are not there.
         """
+        raise NotImplementedError
 
-    def aliases(self, records: Sequence[Record]) -> dict[str, Record]:
-        """Return {another name, without a directory: the checkpoint that is to have it too}."""
+    def aliases(self, records: Sequence[Record]) -> dict[str, Record]:  # noqa: ARG002
+        """Return {another name, without a directory: the checkpoint that is to have it too}; by default nothing."""
+        return {}
 
 
 @dataclass(frozen=True)

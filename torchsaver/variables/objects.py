@@ -11,6 +11,7 @@ import torch
 
 from torchsaver.formats.tensor_bytes import footprint, why_not_storable
 from torchsaver.variables.optimizers import NamedOptimizer
+from torchsaver.variables.rng import RNGState
 from torchsaver.variables.state_tree import flatten
 from torchsaver.variables.swapped import is_any_swapped, where_held
 from torchsaver.variables.var_list import Problems, Slots, Stateful
@@ -91,7 +92,7 @@ def _unless_refused(key: str, laid_out: Callable[[], _Result], problems: Problem
 def _flatten_objects(slots: Slots, tensors: dict[str, torch.Tensor], problems: Problems) -> dict[str, Any]:
     """Return the trees of objects, and add the tensors inside them to `tensors`."""
     trees = {}
-    for key, value in slots.objects.items():
+    for key, value in _generators_last(slots.objects).items():
         trees[key], inside = flatten(key, value.state_dict(), problems)
         for name in inside:
             if name in tensors or name in slots.aliases:
@@ -112,6 +113,27 @@ def devices(key: str, value: Stateful) -> dict[str, torch.device]:
 
 
 @contextlib.contextmanager
+def generators_kept(objects: Mapping[str, Stateful]) -> Iterator[None]:
+    """Have the generators of each RNGState as they are now, if an error comes inside the `with` block.
+
+    What objects do there, to load a state or to go back to the old one, may draw numbers.
+    """
+    go_back = [_way_back(value) for value in objects.values() if isinstance(value, RNGState)]
+    try:
+        yield
+    except BaseException:
+        for back in go_back:
+            with contextlib.suppress(Exception):
+                back()
+        raise
+
+
+def _generators_last(objects: Mapping[str, Stateful]) -> dict[str, Stateful]:
+    """Return objects in the order in which they give and take their states: others may draw numbers with it."""
+    return dict(sorted(objects.items(), key=lambda pair: isinstance(pair[1], RNGState)))
+
+
+@contextlib.contextmanager
 def loaded(objects: Mapping[str, Stateful], states: Mapping[str, Any]) -> Iterator[None]:
     """Give each object its new state for good, unless an error comes, here or inside the `with` block: then none.
 
@@ -121,9 +143,9 @@ def loaded(objects: Mapping[str, Stateful], states: Mapping[str, Any]) -> Iterat
     states = _fitted(objects, states)
     go_back: list[Callable[[], None]] = []
     try:
-        for key, state in states.items():
-            go_back.append(_way_back(objects[key]))
-            _load(key, objects[key], state)
+        for key, value in _generators_last({key: objects[key] for key in states}).items():
+            go_back.append(_way_back(value))
+            _load(key, value, states[key])
         yield
     except BaseException:
         for back in reversed(go_back):
@@ -167,5 +189,8 @@ def _way_back(value: Stateful) -> Callable[[], None]:
     """Return what gives an object the state back that it has now."""
     if isinstance(value, NamedOptimizer):
         return value.way_back()
-    state = copy.deepcopy(value.state_dict())
+    state = value.state_dict()
+    _, inside = flatten("", state, Problems())
+    memo = {id(tensor): tensor.detach().clone() for tensor in inside.values() if not tensor.is_leaf}  # it refuses these
+    state = copy.deepcopy(state, memo)
     return lambda: value.load_state_dict(state)

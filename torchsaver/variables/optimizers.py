@@ -7,6 +7,7 @@ brought into the order of the optimizer that takes it, with everything that does
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -22,24 +23,37 @@ _LIKE_PARAMETER = {
     *("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "momentum_buffer", "square_avg", "grad_avg"),
     *("acc_delta", "sum", "prev", "step_size", "ax"),
 }
+_WHOLE = "whole_state"  # among the others of a NamedState: a state that goes by the order of the parameters
 
 
 class NamedOptimizer:
     """An optimizer together with the names of its parameters: its state_dict() goes by them.
 
+    A state of another form than torch's can only go by the order of the parameters. It is kept whole, with their names,
+    and taken back where the order is the same.
+
     Attributes:
         optimizer: The optimizer.
         names: One for each of its parameters, in its order, through all groups.
+        tied: {such a name: other names of the same parameter, one of which may be the stored one}.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, names: Sequence[str]) -> None:
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        names: Sequence[str],
+        tied: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    ) -> None:
         self.optimizer = optimizer
         self.names = list(names)
+        self.tied = tied
 
     def state_dict(self) -> Any:
-        """Return a NamedState; what the optimizer itself gives, if that is not of the usual form."""
+        """Return a NamedState; what the optimizer itself gives, if that has another form, and there are no names."""
         state = self.optimizer.state_dict()
-        return flat_state.gathered(self.optimizer, named(state, self.names)) if is_usual(state) else state
+        if is_usual(state):
+            return flat_state.gathered(self.optimizer, named(state, self.names))
+        return NamedState({}, {_WHOLE: state}, self._name_groups()) if all(self.names) else state
 
     def load_state_dict(self, state: Any, /) -> None:
         """Take a state in either form.
@@ -63,7 +77,9 @@ class NamedOptimizer:
             return state, [stored]
         if stored is None:
             return state, []
-        found = match_parameters(self.names, _names(stored))
+        found = self._found(stored)
+        if _WHOLE in stored.others:
+            return stored.others[_WHOLE], self._why_not_in_order(found, stored)
         flat, reason = flat_state.fit(self.optimizer, self.names, found, stored)
         groups, reasons = fit_groups(self.optimizer, self.names, found, stored)
         reasons = [*([reason] if reason else []), *self._why_not_like_parameters(found, stored), *reasons]
@@ -78,7 +94,10 @@ class NamedOptimizer:
     def take(self, fitted: Any) -> None:
         """Load a state that fits, with its exact dtypes, on the devices where the optimizer has such values."""
         devices = [_devices(group) for group in self.optimizer.param_groups]
+        options = _own_options(self.optimizer)
         self.optimizer.load_state_dict(fitted)
+        if lost := sorted(set[str]().union(*(options - group.keys() for group in self.optimizer.param_groups))):
+            raise ValueError(f"the state is another optimizer's: it has no {', '.join(lost)} for the groups")
         _put_back_dtypes(self.optimizer, fitted)
         for group, own in zip(self.optimizer.param_groups, devices, strict=True):
             group |= {key: group[key].to(own[key]) for key in _devices(group).keys() & own.keys()}
@@ -89,7 +108,7 @@ class NamedOptimizer:
         stored = self._by_name(state)
         if not isinstance(stored, NamedState):
             return [], []
-        found = match_parameters(self.names, _names(stored))
+        found = self._found(stored)
         known = set(found.values())
         absent = [name for name in dict.fromkeys(self.names) if name not in found]
         return absent, [name for name in _names(stored) if name not in known]
@@ -97,6 +116,26 @@ class NamedOptimizer:
     def way_back(self) -> Callable[[], None]:
         """Return what undoes a `take`: tensors and groups are the very ones of before, none is copied."""
         return _way_back(self.optimizer)
+
+    def _name_groups(self) -> list[dict[str, Any]]:
+        names = iter(self.names)
+        return [{"params": [next(names) for _ in group["params"]]} for group in self.optimizer.param_groups]
+
+    def _found(self, stored: NamedState) -> dict[str, str]:
+        """Return {name of an own parameter: its stored name, which may be another one of a tied parameter}."""
+        stored_names = _names(stored)
+        found = match_parameters(self.names, stored_names)
+        others = {other: name for name in self.names if name not in found for other in self.tied.get(name, ())}
+        left = set(stored_names).difference(found.values())
+        return {**{others[other]: name for other, name in match_parameters(others, left).items()}, **found}
+
+    def _why_not_in_order(self, found: Mapping[str, str], stored: NamedState) -> list[str]:
+        if [found.get(name) for name in self.names] == _names(stored):
+            return []
+        return [
+            "has a state of a form of its own, which goes by the order of the parameters, and that is another one in "
+            "checkpoint; build modules and groups in that order"
+        ]
 
     def _by_name(self, state: Any) -> NamedState | str | None:
         """Return a state by names; why it is another optimizer's; None if only the optimizer can judge it."""
@@ -120,14 +159,21 @@ class NamedOptimizer:
         given = [name for group in groups for name in group.get("param_names") or ()]
         if len(given) == len(self.names):
             own = dict(zip(given, self.names, strict=True))
-            return {name: own[here] for name, here in match_parameters(param_names, given).items()}
+            tied = {
+                other.removeprefix(name.removesuffix(here)): name
+                for here, name in own.items()
+                for other in self.tied.get(name, ())
+            }
+            found = {name: own[here] for name, here in match_parameters(param_names, given).items()}
+            return {**{name: tied[name] for name in param_names if name in tied}, **found}
         own_names: dict[str, set[str]] = {}
         for name in self.names:
-            parts = plain_parameter_name(name).split(".")
-            for start in range(len(parts)):
-                own_names.setdefault(".".join(parts[start:]), set()).add(name)
-        found = {name: own_names.get(plain_parameter_name(name), set()) for name in param_names}
-        return {name: next(iter(own)) for name, own in found.items() if len(own) == 1}
+            for each in (name, *self.tied.get(name, ())):
+                parts = plain_parameter_name(each).split(".")
+                for start in range(len(parts)):
+                    own_names.setdefault(".".join(parts[start:]), set()).add(name)
+        own_sets = {name: own_names.get(plain_parameter_name(name), set()) for name in param_names}
+        return {name: next(iter(own)) for name, own in own_sets.items() if len(own) == 1}
 
     def _why_not_like_parameters(self, found: dict[str, str], stored: NamedState) -> list[str]:
         """Return which state that is like its parameter has another shape or dtype."""
@@ -223,6 +269,11 @@ def _why_not_by_position(optimizer: torch.optim.Optimizer, state: dict[str, Any]
         if (here := len(group["params"])) != (there := len(stored["params"])):
             return f"has a group of {here} parameters, and {there} in checkpoint, which has no names for them"
     return None
+
+
+def _own_options(optimizer: torch.optim.Optimizer) -> set[str]:
+    """Return the options that the optimizer gives each group itself; a scheduler or a user may have added others."""
+    return set(getattr(optimizer, "defaults", ())).intersection(*optimizer.param_groups)
 
 
 def _put_back_dtypes(optimizer: torch.optim.Optimizer, state: Any) -> None:

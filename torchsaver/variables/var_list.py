@@ -19,7 +19,7 @@ from torchsaver.variables.mapping.layouts import Layout
 from torchsaver.variables.optimizers import NamedOptimizer, is_usual
 from torchsaver.variables.parameter_names import name_parameters
 from torchsaver.variables.places import Place, PlacedLayout, PlacedOptimizer, Places, join_key, named_tensors
-from torchsaver.variables.wrappers import clean_names, owner_of_extra_state
+from torchsaver.variables.wrappers import clean_names, owner_of_extra_state, without_parametrization
 
 RESERVED_KEY = "__metadata__"  # safetensors' own: a tensor of that name makes a file nobody can read
 _DICT_FORM = 'give it a key: Saver({"my_key": value})'
@@ -194,9 +194,12 @@ class _Resolution:
         """Give the parameters of optimizers the names they have in the slots, or elsewhere."""
         single = {key for key, layout in self.slots.layouts.items() if len(layout.tensors) == 1}
         keys = {**{tensor: key for tensor, key in self._laid_out.items() if key in single}, **self._keys}
+        tied: dict[str, list[str]] = {}
+        for alias, name in self.slots.aliases.items():
+            tied.setdefault(without_parametrization(name), []).append(without_parametrization(alias))
         for key, placed in self._optimizers.items():
             names, reasons = name_parameters(placed, keys)
-            self.slots.objects[key] = NamedOptimizer(placed.optimizer, names)
+            self.slots.objects[key] = NamedOptimizer(placed.optimizer, names, tied)
             if reasons and is_usual(placed.optimizer.state_dict()):  # a state of another form does without names
                 for reason in reasons:
                     self.problems.add(f"{key!r} {reason}")

@@ -337,6 +337,36 @@ def test_save_that_is_skipped_returns_none_and_leaves_no_trace(tmp_path: Path, g
     assert saver.last_checkpoints == [str(tmp_path / "m-3")]
 
 
+@pytest.mark.parametrize("relative_paths", [True, False])
+@pytest.mark.parametrize("held_at", ["begin", "publish"])
+def test_save_under_a_relative_path_goes_where_that_led_when_save_was_called(
+    held_at: str, relative_paths: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    for place in (here, there):
+        (place / "run").mkdir(parents=True)
+    saver = ts.Saver(one(), background=True, max_to_keep=2, save_relative_paths=relative_paths)
+    for step in (1, 2, 3):
+        monkeypatch.chdir(here)
+        with monkeypatch.context() as patch:
+            gate = Gate(patch, *STAGES[held_at])
+            assert saver.save("run/m", step) == f"run/m-{step}"
+            until(gate.reached)
+            os.chdir(there)
+            gate.open()
+            saver.close()
+    assert sorted(path.name for path in (here / "run").iterdir()) == [
+        "checkpoint",
+        "m-2.safetensors",
+        "m-3.safetensors",
+    ]
+    assert list((there / "run").iterdir()) == []
+    assert saver.last_checkpoints == ["run/m-2", "run/m-3"]  # as given
+    listed = ts.get_checkpoint_state(here / "run")
+    assert listed is not None
+    assert listed.all_model_checkpoint_paths == [str(here / "run" / name) for name in ("m-2", "m-3")]
+
+
 def test_memory_of_copies_is_used_again_until_shapes_change(tmp_path: Path) -> None:
     def save() -> tuple[int, object]:
         saver.save(tmp_path / "m")
@@ -467,6 +497,26 @@ def test_save_where_no_thread_can_be_had_is_done_by_the_caller(tmp_path: Path, m
         saver.save(tmp_path / "m", 2)
     saver.wait()
     assert saver.last_checkpoints == [str(tmp_path / "m-1")]
+
+
+def test_copies_are_freed_by_the_thread_before_anybody_knows_that_it_is_done() -> None:
+    # The interpreter may end as soon as somebody does, and with it, in the midst of torch's code, the thread.
+    freed: list[tuple[bool, bool]] = []
+    work: background._Work
+
+    class Copies:
+        def __del__(self) -> None:
+            freed.append((work.is_done, threading.current_thread() is threading.main_thread()))
+
+        def __call__(self) -> None:
+            pass
+
+    work = background._Work(Copies())
+    thread = threading.Thread(target=work.run)
+    thread.start()
+    work.wait()
+    thread.join()
+    assert freed == [(False, False)]
 
 
 @pytest.mark.parametrize("has_begun", [True, False])

@@ -218,6 +218,8 @@ def test_init_fn_is_called_without_a_checkpoint_only(tmp_path: Path) -> None:
         ({"var_list": [torch.zeros(1)]}, TypeError),
         ({"var_list": {"save_counter": torch.zeros(1)}}, TypeError),
         ({"last_checkpoint_step": "1"}, TypeError),
+        ({"step_counter": 3}, TypeError),
+        ({"init_fn": 3}, TypeError),
     ],
 )
 def test_wrong_argument_is_refused(tmp_path: Path, settings: dict[str, Any], error: type[Exception]) -> None:

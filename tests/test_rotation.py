@@ -13,7 +13,7 @@ import torch
 from damage import no_room_for_the_state_file
 
 import torchsaver as ts
-from torchsaver.retention.window import Record
+from torchsaver.retention.window import Record, TFRules
 from torchsaver.storage import disk, locks, paths
 from torchsaver.storage.catalog import read_commit
 
@@ -451,7 +451,7 @@ def test_leftover_that_another_save_has_replaced_since_it_was_read_stays(
     saver = _saver(max_to_keep=1)
     saver.resume(tmp_path)
     ninth = Record(str(tmp_path / "m-9"), 0.0, str(tmp_path / "m-9"))
-    saver._rotation.plan(ninth, None)  # has read the header of 3
+    saver._rotation.plan(ninth, os.path.dirname(ninth.prefix), None)  # has read the header of 3
     other = _saver(keep_checkpoint_every_n_hours=0.0)
     other.save(tmp_path / "m", 3)
     ts.update_checkpoint_state(tmp_path, "m-2")  # as if it had left the other's list for ever
@@ -465,3 +465,22 @@ def test_saver_remembers_no_more_than_its_window(tmp_path: Path) -> None:
         for step in range(9):
             saver.save(tmp_path / str(keep) / "m", step)
         assert len(saver._rotation._known) == remembered
+
+
+def test_checkpoint_that_a_signal_handler_saves_while_a_save_is_planned_is_remembered_and_goes_in_its_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saver, original = _saver(max_to_keep=2), TFRules.choose
+    saver.save(tmp_path / "m", 1)
+
+    def interrupted(*args: Any) -> Any:
+        monkeypatch.undo()
+        saver.save(tmp_path / "signal")
+        return original(*args)
+
+    monkeypatch.setattr(TFRules, "choose", interrupted)
+    saver.save(tmp_path / "m", 2)
+    assert saver.last_checkpoints == [str(tmp_path / name) for name in ("signal", "m-2")]
+    assert _names(tmp_path) == ["m-2", "signal"]
+    saver.save(tmp_path / "m", 3)
+    assert _names(tmp_path) == ["m-2", "m-3"]

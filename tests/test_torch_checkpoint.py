@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import functools
 import json
@@ -259,6 +260,44 @@ def test_class_in_a_file_is_refused_and_not_made(tmp_path: Path) -> None:
     torch.save({"model": nn.Linear(1, 1)}, tmp_path / "m.pt")
     with pytest.raises(ts.UnsupportedCheckpointError, match=r"holds torch\.nn\.modules\.linear\.Linear"):
         ts.Saver(nn.Linear(1, 1)).restore(tmp_path / "m.pt")
+
+
+def test_arguments_of_argparse_do_not_keep_the_rest_from_being_read(tmp_path: Path) -> None:
+    model, optimizer, path = trained(tmp_path / "m.pt", args=argparse.Namespace(lr=0.1))
+    other = net(seed=1)
+    other_optimizer = adam(other)
+    report = restored({"model": other, "optimizer": other_optimizer}, path)
+    assert report.unused == ("args",)
+    assert same(moments(model, optimizer), moments(other, other_optimizer))
+    assert "argparse.Namespace" in convert_checkpoint(path, tmp_path / "new").left_out["args"]
+
+
+def test_tensor_under_an_empty_key_is_no_error_of_pythons(tmp_path: Path) -> None:
+    torch.save({"": torch.ones(1), "w": torch.ones(1)}, tmp_path / "m.pt")
+    w = torch.zeros(1)
+    ts.Saver({"w": w}).restore(tmp_path / "m.pt")
+    assert w.item() == 1
+    with pytest.raises(ts.ConversionError):
+        convert_checkpoint(tmp_path / "m.pt", tmp_path / "new")
+
+
+def test_optimizers_state_that_is_all_there_is_stands_under_optimizer(tmp_path: Path) -> None:
+    model, optimizer, _ = trained(tmp_path / "m.pt")
+    torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
+    live = adam(model)
+    ts.Saver({"optimizer": live}, names_from=model).restore(tmp_path / "optimizer.pt")
+    assert same(moments(model, optimizer), moments(model, live))
+
+
+def test_schedulers_of_lightning_are_restored_and_converted_one_by_one(tmp_path: Path) -> None:
+    model, optimizer, _ = trained(tmp_path / "m.pt")
+    states = [torch.optim.lr_scheduler.StepLR(optimizer, each).state_dict() for each in (3, 4)]
+    torch.save({"state_dict": model.state_dict(), "lr_schedulers": states}, tmp_path / "m.ckpt")
+    convert_checkpoint(tmp_path / "m.ckpt", tmp_path / "new")
+    for path in (tmp_path / "m.ckpt", tmp_path / "new"):
+        live = torch.optim.lr_scheduler.StepLR(optimizer, 9)
+        report = ts.Saver({"state_dict": model, "lr_schedulers.1": live}).restore(path)
+        assert (live.step_size, report.unused) == (4, ("lr_schedulers.0",))
 
 
 @pytest.mark.parametrize(

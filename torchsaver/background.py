@@ -52,7 +52,9 @@ class _Work:
         except BaseException as error:
             self.error = error
         finally:
-            self._function = None  # it holds copies of a model
+            # It holds copies of a model, which this thread is to free before anybody knows that it is done: the
+            # interpreter may end then, and a thread that is stopped in the midst of torch ends in an abort.
+            self._function = function = None
             self.is_done = True  # first: who sees this does not wait for the lock
             self._going_on.release()
 

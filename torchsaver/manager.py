@@ -172,6 +172,10 @@ class CheckpointManager:
         self._interval = arguments.whole_number(checkpoint_interval, "checkpoint_interval", least=1)
         if self._interval is not None and step_counter is None:
             raise ValueError("checkpoint_interval counts steps; pass step_counter too")
+        if init_fn is not None and not callable(init_fn):
+            raise TypeError(f"init_fn is a function or None, not {type(init_fn).__name__}")
+        if step_counter is not None and not isinstance(step_counter, (Counter, torch.Tensor)):
+            raise TypeError(f"step_counter is a Counter or a 0-d tensor, which goes on, not {step_counter!r}")
         self._init_fn = init_fn
         self._last_step = arguments.step_number(last_checkpoint_step)
         values, self._counter = _with_counter(var_list)

@@ -102,29 +102,30 @@ class Rotation:
         if identity in self._known:
             self._known[identity] += (None,)
 
-    def plan(self, newest: Record, latest_filename: str | None) -> Plan:
-        """Return what saving `newest` will do; nothing is changed but for what earlier failures have left open.
+    def plan(self, newest: Record, directory: str, latest_filename: str | None) -> Plan:
+        """Return what saving `newest` in `directory` will do; nothing changes but what earlier failures have left open.
 
         Raises:
             OSError: The directory or its state file cannot be read, or another process does not let go of it.
         """
-        directory, name = os.path.split(newest.prefix)
+        name = os.path.basename(newest.prefix)
         if not self._is_unchanged(newest.identity):
             self._records_of(directory).forget(name)
         with locks.DirectoryLock(directory) as alone:
             listing = read_listing(directory, latest_filename)
             commits = {} if self._rules.remembers else self._records_of(directory).refresh(listing.names[-1:])
             commits = commits or self._records_of(directory).refresh()
-            is_new = paths.find_checkpoint(newest.prefix) is None
+            is_new = paths.find_checkpoint(newest.identity) is None
         commits = {known: commit for known, commit in commits.items() if commit.sequence < _BELIEVABLE}
         self._settle(listing)
         # As in TF, a saver's first save drops from the list what it was not told of; what is listed from now on stays.
         self._listed.setdefault(paths.identity(listing.path), frozenset(listing.identities))
         place, state_name = leftovers.place_of(directory), os.path.basename(listing.path)
+        before = window = self._window  # once: a signal handler may save at any moment, and `commit` is to see it
         if alone and self._rules.remembers and listing.data is None and listing.problem is None:
             orphans = leftovers.of_a_first_save(directory, leftovers.of(commits, place, state_name, but=name))
-            self._window = windows.adopt(self._window, [self._told(prefix, -math.inf) for prefix in orphans])
-        window = self._rules.record_save(self._window, newest) if self._rules.remembers else self._window
+            window = windows.adopt(window, [self._told(prefix, -math.inf) for prefix in orphans])
+        window = self._rules.record_save(window, newest) if self._rules.remembers else window
         listed = window.last if self._rules.remembers else (newest,)
         _, decisions = self._rules.choose(window)
         commit = Commit(
@@ -138,7 +139,7 @@ class Rotation:
             kept=_names(listed, directory),
             expired=_names((decision.record for decision in decisions if not decision.keep), directory),
         )
-        return Plan(newest, directory, listing, self._window, window, listed, commit)
+        return Plan(newest, directory, listing, before, window, listed, commit)
 
     def commit(self, plan: Plan, publish: Callable[[], None]) -> None:
         """Let the checkpoint have its name (`publish`), then list it, then remove what has left the window.
@@ -150,8 +151,7 @@ class Rotation:
             plan = self._renewed(plan)
             listing = read_listing(plan.directory, os.path.basename(plan.listing.path), known=plan.listing)
             left = self._leftovers(plan, listing) if alone else {}
-            identities = (record.identity for record in plan.listed)
-            state = self._state(plan, listing.merged(self._others(plan, listing), identities))
+            state = self._state(plan, listing.merged(self._others(plan, listing), (r.identity for r in plan.listed)))
             if plan.newest.identity in self._known:
                 self._known[plan.newest.identity] += (plan.commit,)
             publish()
@@ -169,9 +169,8 @@ class Rotation:
         window = self._rules.record_save(self._window, plan.newest)
         return replace(plan, before=self._window, window=window, listed=window.last)
 
-    def _take(self, plan: Plan, left: Mapping[str, Commit] | None = None) -> None:
+    def _take(self, plan: Plan, left: Mapping[str, Commit]) -> None:
         """Make the outcome of a committed save this saver's own; what is `left`, by identity, is to go."""
-        left = left or {}
         self._window = windows.doom_again(plan.window, [_record(identity, -math.inf) for identity in left])
         judged = {identity: (commit,) for identity, commit in left.items()}
         known = {**self._known, **judged, plan.newest.identity: (plan.commit,)}
@@ -185,7 +184,7 @@ class Rotation:
         """Find out whether a commit that failed has reached the state file all the same."""
         plan, data = self._unsure.pop(paths.identity(listing.path), (None, None))
         if plan is not None and listing.data == data:
-            self._take(plan)
+            self._take(plan, {})
 
     def _others(self, plan: Plan, listing: Listing) -> list[str]:
         """Return identities that other processes have listed since this saver last looked, and that are there."""
@@ -203,7 +202,8 @@ class Rotation:
         # As given, unless the working directory has changed since, and the name means another place by now.
         given = {r.identity: r.prefix for r in plan.listed if paths.identity(r.prefix) == r.identity}
         names = [given.get(identity, identity) for identity in identities]
-        return generate_checkpoint_state_proto(plan.directory, names[-1], all_model_checkpoint_paths=names)
+        directory = os.path.dirname(plan.newest.prefix)
+        return generate_checkpoint_state_proto(directory, names[-1], all_model_checkpoint_paths=names)
 
     def _told(self, prefix: str, saved: float) -> Record:
         """Return the record of a checkpoint that this saver did not save, with its own step and metrics if they count.
@@ -251,8 +251,9 @@ class Rotation:
 
     def _remove_old(self, directory: str) -> None:
         """Have the aliases move on, then remove what has left the window; what fails is tried again the next time."""
-        aliases = self._rules.aliases(self._window).items()
-        needed = link_aliases(directory, {alias: record.identity for alias, record in aliases})
+        aliases = {alias: record.identity for alias, record in self._rules.aliases(self._window).items()}
+        taken = {record.identity for record in (*self._window.last, *self._window.doomed)}
+        needed = link_aliases(directory, aliases, taken)
         window, decisions = self._rules.choose(self._window)
         doomed = [decision.record for decision in decisions if not decision.keep]
         self._window = windows.doom_again(window, doomed)
@@ -316,5 +317,4 @@ def _record(prefix: str, saved: float) -> Record:
 
 def _names(records: Iterable[Record], directory: str) -> tuple[str, ...]:
     """Return the names of those records that stand in the directory itself."""
-    names = (paths.own_name(directory, record.identity) for record in records)
-    return tuple(name for name in names if name is not None)
+    return tuple(name for record in records if (name := paths.own_name(directory, record.identity)) is not None)

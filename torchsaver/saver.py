@@ -136,6 +136,7 @@ class Saver:
 
         Args:
             save_path: Prefix of the checkpoint, str, bytes or os.PathLike. Unlike TF, all missing directories are made.
+                A relative one leads where it does now, also if the working directory changes during the save.
             global_step: Added to the prefix, "run/model.ckpt-1000", and stored. An integer of Python or numpy, a
                 Counter, or a 0-d tensor; as in TF, a float tensor is cut to an integer.
             latest_filename: Name of the state file, "checkpoint" by default. As in TF, one saver keeps one window over

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import logging
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -102,6 +103,7 @@ class Request(NamedTuple):
         is_listed: Whether the state file is to list it.
         global_step, metadata, metrics: What goes with the tensors.
         started: When `save` was called, by `time.perf_counter`.
+        place: The prefix where it is to be written, whatever the working directory is by then; "": as it is given.
     """
 
     prefix: str
@@ -111,6 +113,7 @@ class Request(NamedTuple):
     metadata: Any
     metrics: Mapping[str, float]
     started: float
+    place: str = ""
 
 
 class Writer:
@@ -148,6 +151,8 @@ class Writer:
         if self._settings.when_busy == "skip" and self.background.is_busy:
             return False
         self.background.wait()
+        if not os.path.isabs(request.prefix):
+            request = request._replace(place=os.path.join(os.getcwd(), request.prefix))
         self._is_copying = True
         try:
             self.background.wait()  # for what a signal handler has begun between the two lines above
@@ -224,14 +229,15 @@ def write(
         OSError, ValueError: It cannot be written; older checkpoints, the state file and the list are as they were.
         RuntimeError: It was called in the midst of another one of this thread.
     """
+    place = request.place or request.prefix
     with paths.links_followed_once():
-        make_ready(request.prefix, request.latest_filename)
-        newest = record_of(request.prefix, paths.identity(request.prefix), manifest)
-        plan = rotation.plan(newest, request.latest_filename) if request.is_listed else None
+        make_ready(place, request.latest_filename)
+        newest = record_of(request.prefix, paths.identity(place), manifest)
+        plan = rotation.plan(newest, os.path.dirname(place), request.latest_filename) if request.is_listed else None
         manifest = replace(manifest, commit=plan.commit if plan else None)
-        with StagedCheckpoint(request.prefix, plans, tensors, manifest) as staged:
+        with StagedCheckpoint(place, plans, tensors, manifest) as staged:
             if plan:
                 rotation.commit(plan, staged.publish)
             else:
-                rotation.expect_unlisted(request.prefix)
+                rotation.expect_unlisted(place)
                 staged.publish()

@@ -81,6 +81,17 @@ def test_timeout_of_less_than_a_second_does_not_wait(tmp_path: Path, clock: Cloc
     assert clock.now == 1_000_000.0
 
 
+def test_clock_that_is_set_back_makes_the_pause_no_longer(tmp_path: Path, clock: Clock) -> None:
+    _save_elsewhere(tmp_path, [1])
+    steps = checkpoints_iterator(tmp_path, min_interval_secs=30, timeout=0)
+    next(steps)
+    _save_elsewhere(tmp_path, [2])
+    clock.now -= 86_400
+    before = clock.now
+    assert next(steps) == str(tmp_path / "m-2")
+    assert clock.now - before == 30
+
+
 def test_state_file_that_is_damaged_is_an_error(tmp_path: Path, clock: Clock) -> None:
     (tmp_path / "checkpoint").write_text("")
     with pytest.raises(ts.CorruptCheckpointError):

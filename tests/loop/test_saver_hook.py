@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import torchsaver as ts
+from torchsaver import saving
 from torchsaver.loop.saver_hook import CheckpointSaverHook, CheckpointSaverListener
 
 
@@ -117,13 +118,16 @@ def test_save_that_failed_does_not_count_as_one(
 def test_save_that_a_busy_saver_skips_is_made_up_at_the_end(
     tmp_path: Path, saver: ts.Saver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hook = CheckpointSaverHook(tmp_path, save_steps=2, saver=saver)
+    events: list[str] = []
+    hook = CheckpointSaverHook(tmp_path, save_steps=2, saver=saver, listeners=[Listener(events, stop_at=2)])
     hook.after_create_session(0)
     with monkeypatch.context() as busy:
         busy.setattr(saver, "save", lambda *_: None)
-        hook.after_run(2)
+        assert hook.after_run(2) is False
+    assert events == ["before 0", "after 0", "before 2"]  # it has not been made
     assert hook.after_run(3) is False
     hook.end(2)
+    assert events[3:] == ["before 2", "after 2", "end 2"]
     assert _saved(tmp_path) == [0, 2]
 
 
@@ -164,6 +168,25 @@ def test_end_waits_for_a_saver_that_works_in_the_background(
     assert events[-5:] == ["wait", "before 1", "after 1", "wait", "end 1"]
 
 
+def test_end_saves_although_an_earlier_save_in_the_background_has_failed_and_tells(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError("too late")
+
+    events: list[str] = []
+    saver = ts.Saver({"x": torch.zeros(1)}, background=True)
+    hook = CheckpointSaverHook(tmp_path, save_steps=2, saver=saver, listeners=[Listener(events)])
+    with monkeypatch.context() as broken:
+        broken.setattr(saving, "make_ready", fail)
+        hook.after_create_session(0)
+        saver._writer.background.join()
+    with pytest.raises(OSError, match="too late"):
+        hook.end(1)
+    assert _saved(tmp_path) == [1]
+    assert events == ["before 0", "after 0", "before 1", "after 1"]  # nobody is told of an end that has failed
+
+
 @pytest.mark.parametrize(
     ("settings", "error"),
     [
@@ -173,6 +196,9 @@ def test_end_waits_for_a_saver_that_works_in_the_background(
         ({"save_steps": 0}, ValueError),
         ({"save_steps": 1.5}, TypeError),
         ({"save_secs": "1"}, TypeError),
+        ({"save_steps": 1, "saver": "saver"}, TypeError),
+        ({"save_steps": 1, "listeners": CheckpointSaverListener()}, TypeError),
+        ({"save_steps": 1, "listeners": [CheckpointSaverListener]}, TypeError),
     ],
 )
 def test_wrong_argument_is_refused(tmp_path: Path, settings: dict[str, Any], error: type[Exception]) -> None:

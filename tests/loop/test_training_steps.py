@@ -126,6 +126,27 @@ def test_timer_of_a_resumed_run_counts_from_the_resumed_step(run: Run) -> None:
     assert sorted(run.saved()) == [3, 7, 9]
 
 
+def test_clock_that_is_set_back_puts_no_save_off_for_long(run: Run) -> None:
+    run.start(max_to_keep=10)
+    for step in run.steps(9, save_secs=100):
+        run.now += 60 if step != 3 else -86_400
+    assert sorted(run.saved()) == [2, 4, 6, 8, 9]
+
+
+def test_working_directory_that_the_body_changes_does_not_lead_the_checkpoints_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path)
+    saver = ts.Saver({"x": torch.zeros(1)}, max_to_keep=2)
+    for step in training_steps(saver, "run/m", total=4, save_steps=1):
+        if step == 2:
+            os.chdir(tmp_path / "other")
+    assert sorted(path.stem for path in (tmp_path / "run").glob("*.safetensors")) == ["m-3", "m-4"]
+    assert list((tmp_path / "other").iterdir()) == []
+    assert ts.latest_checkpoint(tmp_path / "run") == str(tmp_path / "run" / "m-4")
+
+
 def test_window_goes_on_over_a_restart(run: Run) -> None:
     for total in (2, 4, 6):
         run.start(max_to_keep=2)
@@ -462,6 +483,8 @@ def test_metrics_go_into_the_checkpoint_of_their_step_and_are_forgotten(
         ("signals", [True], TypeError),
         ("signals", [signal.SIGKILL], ValueError),
         ("signals", [12345], ValueError),
+        ("progress", True, TypeError),
+        ("progress", "stderr", TypeError),
     ],
 )
 def test_wrong_argument_is_refused_at_the_call(run: Run, argument: str, value: Any, error: type[Exception]) -> None:

@@ -367,7 +367,7 @@ def test_policy_of_a_wrong_value_is_refused_and_says_why(make: Any, error: type[
         ([3], TypeError, "keep holds 3"),
         ([Latest(1), None], TypeError, "keep holds None"),
         ([Latest(1, alias="x"), Best("loss", alias="x")], ValueError, "the alias 'x'"),
-        (3, TypeError, "iterable"),
+        (3, TypeError, "not 3"),
     ],
 )
 def test_keep_that_is_no_list_of_policies_is_refused_and_says_why(

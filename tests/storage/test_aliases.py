@@ -324,6 +324,22 @@ def test_listed_checkpoint_that_was_renamed_is_shown_as_listed(
     assert ts.newest_valid_checkpoint(tmp_path) == str(tmp_path / "final")
 
 
+def test_copy_of_an_alias_that_a_run_was_resumed_from_is_left_as_it_is(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    _save(_saver(), old, 0.5)
+    new.mkdir()
+    shutil.copy(old / "best.safetensors", new)
+    saver = _saver(keep=[ts.Latest(1), ts.Best("loss", alias="best"), ts.Pinned()])
+    saver.resume(new)
+    _save(saver, new, 0.1, 0.2, start=2)
+    assert _step(new, "best") == 1
+    assert _checkpoints(new) == ["m-2", "m-3"]
+    assert next(str(decision) for decision in saver.plan()) == f"{new / 'best'} stays: this run was resumed from it"
+    assert "rename one" in caplog.text
+
+
 def test_is_alias_goes_by_the_name_in_the_record(tmp_path: Path) -> None:
     _save(_saver(), tmp_path, 0.5)
     commit = read_commit(str(tmp_path / "last"))

@@ -215,6 +215,66 @@ def test_restore_with_an_object_that_refuses_is_a_mismatch_and_changes_nothing(t
     assert (w.item(), first.state, picky.state) == (0.0, "old", "old")
 
 
+class Drawing(Holder):
+    """Draws numbers whenever it gives or takes its state, as a loader does that starts its workers."""
+
+    def state_dict(self) -> Any:
+        torch.rand(1)
+        return super().state_dict()
+
+    def load_state_dict(self, state: Any) -> None:
+        np.random.rand()
+        torch.rand(3)
+        super().load_state_dict(state)
+
+
+@pytest.mark.parametrize("keys", ["rd", "dr"])
+def test_generators_end_as_saved_whatever_numbers_other_objects_draw(keys: str, tmp_path: Path) -> None:
+    values = {"r": ts.RNGState(), "d": Drawing(1)}
+    saver = ts.Saver({key: values[key] for key in keys})
+    prefix = saver.save(tmp_path / "m")
+    wanted = torch.rand(4).tolist(), np.random.rand()
+    saver.restore(prefix)
+    assert (torch.rand(4).tolist(), np.random.rand()) == wanted
+
+
+@pytest.mark.parametrize("keys", ["drp", "rdp", "pdr"])
+def test_restore_that_fails_leaves_the_generators_alone_whatever_numbers_other_objects_draw(
+    keys: str, tmp_path: Path
+) -> None:
+    values = {"r": ts.RNGState(), "d": Drawing(1), "p": Picky("new", ("old",))}
+    saver = ts.Saver({key: values[key] for key in keys})
+    prefix = saver.save(tmp_path / "m")
+    values["p"].state = "old"
+    torch.rand(7)
+    before = described(ts.RNGState().state_dict())
+    with pytest.raises(ts.MismatchError):
+        saver.restore(prefix)
+    assert described(ts.RNGState().state_dict()) == before
+
+
+def test_object_whose_state_hangs_in_a_graph_is_restored_and_taken_back(tmp_path: Path) -> None:
+    average = Holder({"loss": torch.ones(1, requires_grad=True) * 2})
+    saver = ts.Saver({"average": average})
+    prefix = saver.save(tmp_path / "m")
+    average.state = {"loss": torch.ones(1, requires_grad=True) * 3}
+    with pytest.raises(ObjectRefusedError), loaded(*({"a": average, "p": Picky(1, ())}, {"a": 0, "p": 0})):
+        pytest.fail("the block runs when all is loaded")
+    assert average.state["loss"].item() == 3
+    saver.restore(prefix)
+    assert average.state["loss"].item() == 2
+
+
+def test_scheduler_taken_back_has_nothing_left_of_another_ones_state() -> None:
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    scheduler = lr_scheduler.StepLR(optimizer, 3)
+    before = described(scheduler.state_dict())
+    states = {"s": lr_scheduler.CosineAnnealingLR(optimizer, 7).state_dict(), "p": "new"}
+    with pytest.raises(ObjectRefusedError), loaded({"s": scheduler, "p": Picky("old", ("old",))}, states):
+        pytest.fail("the block runs when all is loaded")
+    assert described(scheduler.state_dict()) == before
+
+
 def test_error_in_the_block_takes_the_objects_back() -> None:
     held = Holder("old")
     with pytest.raises(OSError, match="new is in place"), loaded({"a": held}, {"a": "new"}):

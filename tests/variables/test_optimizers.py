@@ -396,6 +396,30 @@ def test_tied_parameter_has_one_name(tmp_path: Path) -> None:
     assert set(ts.load_checkpoint(prefix).keys()) == {"m.one.weight", "o.m.one.weight.momentum_buffer"}
 
 
+def _tied(order: str, *, is_named: bool = False) -> tuple[torch.nn.ModuleDict, torch.optim.Optimizer]:
+    model = torch.nn.ModuleDict({name: torch.nn.Linear(2, 2, bias=False) for name in order})
+    model["c"].weight = model["a"].weight
+    optimizer = torch.optim.SGD(model.named_parameters() if is_named else model.parameters(), lr=0.1, momentum=0.9)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        parameter.grad = torch.full((2, 2), float(name.startswith("b")))
+    optimizer.step()
+    return model, optimizer
+
+
+@pytest.mark.parametrize("kind", ["ours", "torch.save"])
+def test_tied_parameter_is_found_under_whichever_of_its_names_is_stored(kind: str, tmp_path: Path) -> None:
+    model, optimizer = _tied("abc", is_named=True)
+    optimizer.state[model["a"].weight]["momentum_buffer"].fill_(5.0)
+    path = str(tmp_path / "m.pt")
+    torch.save({"m": model.state_dict(), "o": optimizer.state_dict()}, path)
+    if kind == "ours":
+        path = ts.Saver({"m": model, "o": optimizer}).save(tmp_path / "m") or ""
+    other, live = _tied("cba", is_named=True)
+    ts.Saver({"m": other, "o": live}).restore(path)
+    assert live.state[other["c"].weight]["momentum_buffer"].tolist() == [[5.0, 5.0], [5.0, 5.0]]
+    assert live.state[other["b"].weight]["momentum_buffer"].tolist() == [[1.0, 1.0], [1.0, 1.0]]
+
+
 @pytest.mark.filterwarnings("ignore:Lazy modules")
 def test_lazy_parameters_have_names_before_they_have_shapes(tmp_path: Path) -> None:
     model = torch.nn.LazyLinear(2)
@@ -541,6 +565,87 @@ def test_optimizer_with_a_state_of_another_form_is_an_object_like_any(tmp_path: 
     assert live.param_groups[0]["lr"] == 0.5
 
 
+class OwnPositions(torch.optim.SGD):
+    """Adds something to the usual state, so that it has a form of its own, by position."""
+
+    def state_dict(self) -> Any:
+        return {**super().state_dict(), "more": 1}
+
+    def load_state_dict(self, state: Any) -> None:
+        super().load_state_dict({key: value for key, value in state.items() if key != "more"})
+
+
+def _own_positions(order: str) -> tuple[Model, OwnPositions, ts.Saver]:
+    model = Model(order)
+    optimizer = OwnPositions(model.parameters(), lr=0.1, momentum=0.9)
+    return model, optimizer, ts.Saver({"model": model, "optimizer": optimizer})
+
+
+def test_state_of_another_form_is_restored_in_its_order_and_refused_in_any_other(tmp_path: Path) -> None:
+    model, optimizer, saver = _own_positions("abc")
+    step(model, optimizer)
+    prefix = saver.save(tmp_path / "m")
+    same, live, same_saver = _own_positions("abc")
+    same_saver.restore(prefix)
+    assert all_by_name(same, live) == all_by_name(model, optimizer)
+    other, reordered, other_saver = _own_positions("bca")
+    step(other, reordered, 2)
+    before = all_by_name(other, reordered)
+    with pytest.raises(ts.MismatchError, match="goes by the order of the parameters, and that is another one"):
+        other_saver.restore(prefix)
+    assert all_by_name(other, reordered) == before
+
+
+class Wrapping:
+    """Wraps an optimizer, and is none itself."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, *, refuses: bool = False) -> None:
+        self.optimizer, self.refuses = optimizer, refuses
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        return self.optimizer.param_groups
+
+    def state_dict(self) -> Any:
+        return self.optimizer.state_dict()
+
+    def load_state_dict(self, state: Any) -> None:
+        self.optimizer.load_state_dict(state)
+        if self.refuses:
+            self.refuses = False
+            raise ValueError("no")
+
+
+def test_wrapper_that_is_no_optimizer_goes_by_name_too_and_back_if_it_refuses(tmp_path: Path) -> None:
+    model, optimizer, _ = trained("Adam", "ab")
+    other, live, _ = trained("Adam", "ba", steps=1)
+    prefix = ts.Saver({"model": model, "optimizer": Wrapping(optimizer)}).save(tmp_path / "m")
+    before = all_by_name(other, live)
+    wrapping = Wrapping(live, refuses=True)
+    with pytest.raises(ts.MismatchError, match="ValueError: no"):
+        ts.Saver({"model": other, "optimizer": wrapping}).restore(prefix)
+    assert all_by_name(other, live) == before
+    ts.Saver({"model": other, "optimizer": wrapping}).restore(prefix)
+    assert all_by_name(other, live) == all_by_name(model, optimizer)
+
+
+def test_wrapper_whose_parameters_have_no_names_is_an_object_like_any(tmp_path: Path) -> None:
+    saved, live = (Wrapping(torch.optim.SGD([torch.zeros(1)], lr=lr)) for lr in (0.5, 0.1))
+    ts.Saver({"o": live}).restore(ts.Saver({"o": saved}).save(tmp_path / "m"))
+    assert live.param_groups[0]["lr"] == 0.5
+
+
+@pytest.mark.parametrize("after", ["SGD momentum", "Adagrad", "Rprop"])
+def test_state_of_another_optimizer_is_refused_and_changes_nothing(after: str, tmp_path: Path) -> None:
+    prefix = trained("Adam", "ab")[2].save(tmp_path / "m")
+    model, optimizer, saver = trained(after, "ab", steps=1)
+    before = all_by_name(model, optimizer), described(optimizer.state_dict())
+    with pytest.raises(ts.MismatchError, match="it is of another optimizer, and has no "):
+        saver.restore(prefix)
+    assert (all_by_name(model, optimizer), described(optimizer.state_dict())) == before
+    step(model, optimizer)
+
+
 class Delegating(torch.optim.Optimizer):
     """Hands everything on to the optimizer inside, as launchers wrap them."""
 
@@ -622,6 +727,17 @@ def test_state_of_every_torch_optimizer_comes_back_with_its_dtypes(
     prefix = ts.Saver({"o": saved}, names_from=model).save(tmp_path / "m")
     ts.Saver({"o": live}, names_from=other).restore(prefix)
     assert described(live.state_dict()) == described(saved.state_dict())
+
+
+def test_texts_and_tensors_in_lists_come_back_as_they_were_where_torch_makes_others_of_them(tmp_path: Path) -> None:
+    model, optimizer, saver = trained("SGD momentum", "ab")
+    for parameter in model.parameters():
+        more = {"mode": "warm", "past": [torch.ones(2, dtype=torch.float64), (torch.ones(1).bfloat16(),)]}
+        optimizer.state[parameter] |= {**more, "nested": {"mode": "cold", "n": torch.ones(1).double()}}
+    before = all_by_name(model, optimizer)
+    other, live, other_saver = trained("SGD momentum", "ba", steps=1)
+    other_saver.restore(saver.save(tmp_path / "m"))
+    assert all_by_name(other, live) == before
 
 
 def test_load_that_fails_leaves_the_state_as_it_was() -> None:

@@ -6,10 +6,13 @@ of its checksums; `verify_torch_file` does. Before, it was pickles and bytes one
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import re
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import torch
@@ -96,7 +99,7 @@ def verify_torch_file(path: str) -> None:
 
 def _load(path: str, *, is_mapped: bool) -> Any:
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _plain_classes_allowed():
             warnings.simplefilter("ignore")  # of what torch itself would do otherwise
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_mapped)
     except torch.serialization.pickle.UnpicklingError as error:  # type: ignore[attr-defined]
@@ -106,6 +109,13 @@ def _load(path: str, *, is_mapped: bool) -> Any:
     except Exception as error:  # of damaged bytes torch raises whatever they lead to
         first = str(error).partition("\n")[0] or type(error).__name__
         raise CorruptCheckpointError(path, 0, f"torch cannot read it: {first}") from error
+
+
+def _plain_classes_allowed() -> AbstractContextManager[Any]:
+    """Return what has torch read argparse.Namespace, which many programs save their arguments as: it runs no code."""
+    if not hasattr(torch.serialization, "safe_globals"):  # before torch 2.5
+        return contextlib.nullcontext()
+    return torch.serialization.safe_globals([argparse.Namespace])
 
 
 def _refusal(message: str) -> str:
@@ -182,7 +192,7 @@ class _Walk:
         if self._values > _MOST_VALUES:
             raise UnsupportedCheckpointError(self._path, f"it holds more than {_MOST_VALUES:,} values")
         if isinstance(value, torch.Tensor):
-            self.tensors.append((name or _SINGLE, value.detach()))
+            self.tensors.append((name if within else _SINGLE, value.detach()))
             return []
         if id(value) in within or len(within) == MOST_DEPTH:
             return [name]

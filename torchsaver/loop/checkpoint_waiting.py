@@ -71,7 +71,7 @@ def _checkpoints(
             finally:
                 locks.unpin(os.path.dirname(newest))
             if (pause := start + min_interval_secs - time.time()) > 0:
-                time.sleep(pause)
+                time.sleep(min(pause, min_interval_secs))  # no longer, had the clock been set back
         elif timeout_fn is None:
             logger.info("no new checkpoint in %s for %g s", directory, timeout)
             return

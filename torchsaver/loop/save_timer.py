@@ -23,9 +23,14 @@ class SaveTimer:
         self.last_step: int | None = None
         self.due_step = self.due_time = -math.inf
 
+    def is_time(self) -> bool:
+        """Return whether so many seconds have gone, or the clock was set back by more, so that nobody knows."""
+        now = time.time()
+        return now >= self.due_time or now < self.due_time - 2 * self._every_secs
+
     def is_due(self, step: int) -> bool:
         """Return whether to save at `step`; never again at the step of the last save."""
-        return step != self.last_step and (step >= self.due_step or time.time() >= self.due_time)
+        return step != self.last_step and (step >= self.due_step or self.is_time())
 
     def restart(self, step: int, started: float) -> None:
         """Count from `step` and from `started`, when a save was begun there, in seconds since the epoch."""

@@ -17,7 +17,10 @@ from torchsaver.variables.collection import current_collection
 
 
 class CheckpointSaverListener:
-    """What is told of each save of a `CheckpointSaverHook`: override what you need; nothing happens here."""
+    """What is told of each save of a `CheckpointSaverHook`: override what you need; nothing happens here.
+
+    With a saver in the background a save has been made when its values are copied; `on_saved` tells when it is durable.
+    """
 
     def begin(self) -> None:
         """Take note that the loop is about to begin."""
@@ -26,7 +29,7 @@ class CheckpointSaverListener:
         """Take note that a save at this step is about to be made."""
 
     def after_save(self, global_step: int) -> bool | None:
-        """Take note that a save at this step has been made; return True to ask the loop to stop."""
+        """Take note that a save at this step has been made, not skipped; return True to ask the loop to stop."""
 
     def end(self, global_step: int) -> None:
         """Take note that the loop has ended, after its last save."""
@@ -76,8 +79,10 @@ class CheckpointSaverHook:
         steps = arguments.whole_number(save_steps, "save_steps", least=1)
         self._timer = SaveTimer(steps, seconds(save_secs, "save_secs"))
         self._save_path = os.path.join(paths.path_text(checkpoint_dir, "checkpoint_dir"), checkpoint_basename)
+        if saver is not None and not isinstance(saver, Saver):
+            raise TypeError(f"saver is a Saver or None, not {type(saver).__name__}")
         self._saver = saver
-        self._listeners = list(listeners or ())
+        self._listeners = _as_listeners(listeners)
 
     def begin(self) -> None:
         """Find the saver, and tell the listeners.
@@ -117,12 +122,19 @@ class CheckpointSaverHook:
             RuntimeError, TypeError, ValueError, OSError: As `after_create_session`.
         """
         step = _number(global_step)
-        self._find_saver().wait()  # a saver that is busy may skip a save, but not this one
+        try:
+            self._find_saver().wait()  # a saver that is busy may skip a save, but not this one
+        except Exception:  # nor must it be lost because an earlier one was
+            self._save_rest(step)
+            raise
+        self._save_rest(step)
+        for listener in self._listeners:
+            listener.end(step)
+
+    def _save_rest(self, step: int) -> None:
         if step != self._timer.last_step:
             self._save(step)
         self._find_saver().wait()
-        for listener in self._listeners:
-            listener.end(step)
 
     def _save(self, step: int) -> bool:
         """Save, and return whether a listener asks to stop; a save that fails does not count as one."""
@@ -131,8 +143,9 @@ class CheckpointSaverHook:
             listener.before_save(step)
         prefix = saver.save(self._save_path, step)
         self._timer.restart(step, started)
-        if prefix is not None:
-            self._timer.last_step = step
+        if prefix is None:
+            return False
+        self._timer.last_step = step
         answers = [listener.after_save(step) for listener in self._listeners]  # each is told
         return any(answers)
 
@@ -142,6 +155,18 @@ class CheckpointSaverHook:
                 raise RuntimeError("there is no saver and nothing in the current collection; pass saver=Saver(...)")
             self._saver = Saver()
         return self._saver
+
+
+def _as_listeners(listeners: Any) -> list[CheckpointSaverListener]:
+    if not isinstance(listeners, Iterable | None):
+        raise TypeError(f"listeners is a list of listeners, not {type(listeners).__name__}; write [listener]")
+    found = list(listeners or ())
+    for listener in found:
+        if isinstance(listener, type):
+            raise TypeError(
+                f"a listener is an object, not the class {listener.__name__}; write {listener.__name__}(...)"
+            )
+    return found
 
 
 def _number(global_step: Any) -> int:

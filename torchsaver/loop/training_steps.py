@@ -34,6 +34,7 @@ class TrainingSteps(Iterator[int]):
         self.report: RestoreReport | None = None
         self._saver = saver
         self._save_path = save_path
+        self._started_in = "" if os.path.isabs(save_path) else os.getcwd()
         self._latest_filename: str | None = None
         self._total = total
         self._timer = timer
@@ -100,7 +101,7 @@ class TrainingSteps(Iterator[int]):
         if self._is_in_step:
             self._is_in_step = False
             self._done += 1
-            if self._preemption.asked or self._done >= self._look_at or time.time() >= self._timer.due_time:
+            if self._preemption.asked or self._done >= self._look_at or self._timer.is_time():
                 self._finish_step()
             if self._metrics:
                 self._metrics.clear()
@@ -162,13 +163,18 @@ class TrainingSteps(Iterator[int]):
     def _save(self) -> None:
         started, clock = time.time(), time.perf_counter()
         measured: dict[str, Any] = {"metrics": dict(self._metrics)} if self._metrics else {}
-        prefix = self._saver.save(self._save_path, self._done, latest_filename=self._latest_filename, **measured)
+        prefix = self._saver.save(self._path_now(), self._done, latest_filename=self._latest_filename, **measured)
         self._timer.restart(self._done, started)
         if prefix is not None:
             self._timer.last_step = self._done
         self._look_at = min(self._timer.due_step, self._total)
         if self._line is not None:
             self._line.note_save(prefix, time.perf_counter() - clock)
+
+    def _path_now(self) -> str:
+        """Return the prefix as given, or the absolute one where the body has changed the working directory."""
+        is_the_same = self._started_in in ("", os.getcwd())
+        return self._save_path if is_the_same else os.path.join(self._started_in, self._save_path)
 
     def _wait(self) -> None:
         clock = time.perf_counter()
@@ -213,7 +219,7 @@ def training_steps(
 
     Args:
         saver: What restores and saves; its values are those of the loop: model, optimizer, ...
-        save_path: Prefix of the checkpoints.
+        save_path: Prefix of the checkpoints; a relative one leads where it does now, wherever the body goes.
         total: Number of steps of the whole run; None: there is no end but `stop()` and signals.
         save_steps: Steps from one save to the next.
         save_secs: Seconds from one save to the next. Without both it saves at the end only.
@@ -231,6 +237,8 @@ def training_steps(
     """
     if not isinstance(saver, Saver):
         raise TypeError(f"saver is a Saver, not {type(saver).__name__}")
+    if progress is not None and progress is not False and not hasattr(progress, "isatty"):
+        raise TypeError(f"progress is a stream, None (standard error) or False, not {progress!r}")
     whole_total = arguments.whole_number(total, "total", least=0)
     whole_steps = arguments.whole_number(save_steps, "save_steps", least=1)
     limit = math.inf if whole_total is None else whole_total

@@ -238,6 +238,8 @@ def policy_rules(keep: Iterable[Policy]) -> PolicyRules:
     """
     if isinstance(keep, Policy):
         raise TypeError(f"keep is a list of policies: keep=[{keep!r}]")
+    if not isinstance(keep, Iterable):
+        raise TypeError(f"keep is a list of policies, [Latest(3), Best('val_loss'), ...], not {keep!r}")
     policies = tuple(keep)
     for policy in policies:
         if isinstance(policy, type) or not isinstance(policy, Policy):

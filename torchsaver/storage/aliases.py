@@ -9,7 +9,7 @@ import contextlib
 import errno
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from torchsaver.errors import CorruptCheckpointError, UnsupportedCheckpointError
 from torchsaver.formats.commit import Commit
@@ -19,12 +19,13 @@ from torchsaver.storage.catalog import read_manifest
 logger = logging.getLogger("torchsaver")
 
 
-def link_aliases(directory: str, wanted: Mapping[str, str]) -> set[str]:
+def link_aliases(directory: str, wanted: Mapping[str, str], taken: Collection[str] = ()) -> set[str]:
     """Make names of a directory lead to its checkpoints; what fails is logged, for the next save to try again.
 
     Args:
         directory: Where the names are to be.
         wanted: {alias: identity of the checkpoint}; one of another directory is left out.
+        taken: Identities of checkpoints in their own right, such as a copy of `best` from which a run was resumed.
 
     Returns:
         Identities of what must stay for the sake of these names, which may be others than wanted: see `led_to`.
@@ -33,6 +34,8 @@ def link_aliases(directory: str, wanted: Mapping[str, str]) -> set[str]:
         path = os.path.join(directory, alias)
         if paths.own_name(directory, path) is None:
             logger.warning("%r is no name for a checkpoint, and is not made one of %s", alias, identity)
+        elif paths.identity(path) in taken:
+            logger.warning("%s is a checkpoint, and is not made another name of %s; rename one", alias, identity)
         elif paths.own_name(directory, identity) is not None:
             try:
                 link_alias(identity, path)

@@ -18,6 +18,7 @@ from torchsaver.variables.state_tree import flatten
 from torchsaver.variables.var_list import Problems
 
 NOTHING = object()
+_ALONE = "optimizer"  # the path of an optimizer's state that is all there is
 _EXTRA_STATE = "_extra_state"  # torch's name for what a module's get_extra_state() gives
 _PLAIN = (bool, int, float, str, type(None))
 
@@ -65,8 +66,11 @@ def sort_content(found: TorchFile) -> Content:
     """Return the content of a file, sorted.
 
     What holds the state of an optimizer is taken apart, as the file itself is; a dict of tensors is a module's state;
-    all else is the state of one object.
+    all else is the state of one object. An optimizer's state that is all there is stands under "optimizer".
     """
+    if is_optimizer(found.content):
+        tensors = [(f"{_ALONE}.{path}", tensor) for path, tensor in found.tensors]
+        found = TorchFile(tensors, found.others, {_ALONE: found.content})
     content = Content(found.content, found.tensors)
     _Sorting(content).visit("", found.content, ())
     return content
@@ -89,7 +93,12 @@ class _Sorting:
             self._content.objects.setdefault(path, value)
         elif not is_top and is_optimizer(value):
             self._content.optimizers.setdefault(path, value)
-        elif is_top or self._holds_optimizer(value, within) or self._is_of_tensors(value, within):
+        elif (
+            is_top
+            or _are_schedulers(value)
+            or self._holds_optimizer(value, within)
+            or self._is_of_tensors(value, within)
+        ):
             tensors = [_join(path, key, is_top) for key, child in children(value) if isinstance(child, torch.Tensor)]
             if tensors and isinstance(value, Mapping):
                 self._content.state_dicts.setdefault(path, tensors)
@@ -125,6 +134,11 @@ class _Sorting:
 
 def _join(path: str, key: str, is_top: bool) -> str:
     return key if is_top or not path else f"{path}.{key}"
+
+
+def _are_schedulers(value: Any) -> bool:
+    """Return whether a value is a list of the states of learning rate schedulers, each an object, as of Lightning."""
+    return isinstance(value, list) and bool(value) and all(isinstance(x, dict) and "last_epoch" in x for x in value)
 
 
 def _is_extra_state(key: str) -> bool:

@@ -12,6 +12,7 @@ import torch
 from torchsaver.formats.tensor_bytes import footprint, why_not_storable
 from torchsaver.variables.optimizers import NamedOptimizer
 from torchsaver.variables.rng import RNGState
+from torchsaver.variables.schedulers import fit_schedulers
 from torchsaver.variables.state_tree import flatten
 from torchsaver.variables.swapped import is_any_swapped, where_held
 from torchsaver.variables.var_list import Problems, Slots, Stateful
@@ -155,8 +156,9 @@ def loaded(objects: Mapping[str, Stateful], states: Mapping[str, Any]) -> Iterat
 
 
 def _fitted(objects: Mapping[str, Stateful], states: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the states, those of optimizers in the order of their parameters."""
-    fitted, targets = dict(states), []
+    """Return the states, those of optimizers in the order of their parameters, of schedulers in that of groups."""
+    fitted: dict[str, Any] = fit_schedulers(objects, states)
+    targets = []
     for key, state in states.items():
         if isinstance(value := objects[key], NamedOptimizer):
             fitted[key], reasons = value.fit(state)
@@ -192,5 +194,12 @@ def _way_back(value: Stateful) -> Callable[[], None]:
     state = value.state_dict()
     _, inside = flatten("", state, Problems())
     memo = {id(tensor): tensor.detach().clone() for tensor in inside.values() if not tensor.is_leaf}  # it refuses these
-    state = copy.deepcopy(state, memo)
-    return lambda: value.load_state_dict(state)
+    state, attributes = copy.deepcopy(state, memo), set(getattr(value, "__dict__", ()))
+
+    def back() -> None:
+        value.load_state_dict(state)
+        if isinstance(value, torch.optim.lr_scheduler.LRScheduler):  # it takes for its own whatever a state has
+            for name in vars(value).keys() - attributes:
+                delattr(value, name)
+
+    return back

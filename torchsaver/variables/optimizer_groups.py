@@ -28,7 +28,7 @@ def fit_groups(
         found: {such a name: the stored name}, so far as they are stored.
         stored: The state.
     """
-    homes = {name: number for number, group in enumerate(stored.param_groups) for name in group["params"]}
+    homes = group_numbers(stored)
     groups, reasons, start = [], [], 0
     sources: list[list[int]] = []
     for number, group in enumerate(optimizer.param_groups):
@@ -40,6 +40,11 @@ def fit_groups(
         groups.append({**options, "params": list(range(start, start + len(own_names)))})
         start += len(own_names)
     return groups, [*reasons, *_why_not_split(optimizer, sources)]
+
+
+def group_numbers(stored: NamedState) -> dict[str, int]:
+    """Return {name of a parameter: the number of its group}."""
+    return {name: number for number, group in enumerate(stored.param_groups) for name in group["params"]}
 
 
 def _why_not_one(

@@ -15,7 +15,8 @@ import torch
 from torchsaver.formats.tensor_bytes import dtype_text
 from torchsaver.variables import flat_state
 from torchsaver.variables.named_state import NamedState
-from torchsaver.variables.optimizer_groups import fit_groups
+from torchsaver.variables.optimizer_groups import fit_groups, group_numbers
+from torchsaver.variables.optimizer_loading import load, put_back_values, way_back
 from torchsaver.variables.wrappers import match_parameters, plain_parameter_name
 
 # State of torch.optim's optimizers with its parameter's shape and dtype; other state (row_var, step, eta) has its own.
@@ -93,15 +94,9 @@ class NamedOptimizer:
 
     def take(self, fitted: Any) -> None:
         """Load a state that fits, with its exact dtypes, on the devices where the optimizer has such values."""
-        devices = [_devices(group) for group in self.optimizer.param_groups]
-        options = _own_options(self.optimizer)
-        self.optimizer.load_state_dict(fitted)
-        if lost := sorted(set[str]().union(*(options - group.keys() for group in self.optimizer.param_groups))):
-            raise ValueError(f"the state is another optimizer's: it has no {', '.join(lost)} for the groups")
-        _put_back_dtypes(self.optimizer, fitted)
-        for group, own in zip(self.optimizer.param_groups, devices, strict=True):
-            group |= {key: group[key].to(own[key]) for key in _devices(group).keys() & own.keys()}
-            _complete(self.optimizer, group)
+        load(self.optimizer, fitted)
+        if is_usual(fitted) and isinstance(self.optimizer, torch.optim.Optimizer):
+            put_back_values(self.optimizer, fitted)
 
     def compare(self, state: Any) -> tuple[list[str], list[str]]:
         """Return the names of own parameters that a state does not know, and of those that only the state knows."""
@@ -113,9 +108,24 @@ class NamedOptimizer:
         absent = [name for name in dict.fromkeys(self.names) if name not in found]
         return absent, [name for name in _names(stored) if name not in known]
 
+    def group_sources(self, state: Any) -> list[list[int]]:
+        """Return for each group the numbers of those groups of a state that its parameters come from.
+
+        Of a state without names, and with another number of groups or parameters, there is nothing to return.
+        """
+        stored = self._by_name(state)
+        if not isinstance(stored, NamedState):
+            return []
+        found, homes = self._found(stored), group_numbers(stored)
+        own = [[found[name] for name in group["params"] if name in found] for group in self._name_groups()]
+        return [sorted({homes[name] for name in names}) for names in own]
+
     def way_back(self) -> Callable[[], None]:
-        """Return what undoes a `take`: tensors and groups are the very ones of before, none is copied."""
-        return _way_back(self.optimizer)
+        """Return what undoes a `take`: tensors and groups are the very ones of before, none is copied.
+
+        Of what is no optimizer of torch's, but like one, its state is copied.
+        """
+        return way_back(self.optimizer)
 
     def _name_groups(self) -> list[dict[str, Any]]:
         names = iter(self.names)
@@ -132,10 +142,8 @@ class NamedOptimizer:
     def _why_not_in_order(self, found: Mapping[str, str], stored: NamedState) -> list[str]:
         if [found.get(name) for name in self.names] == _names(stored):
             return []
-        return [
-            "has a state of a form of its own, which goes by the order of the parameters, and that is another one in "
-            "checkpoint; build modules and groups in that order"
-        ]
+        reason = "has a state of a form of its own, which goes by the order of the parameters"
+        return [f"{reason}, and that is another one in checkpoint; build modules and groups in that order"]
 
     def _by_name(self, state: Any) -> NamedState | str | None:
         """Return a state by names; why it is another optimizer's; None if only the optimizer can judge it."""
@@ -269,53 +277,3 @@ def _why_not_by_position(optimizer: torch.optim.Optimizer, state: dict[str, Any]
         if (here := len(group["params"])) != (there := len(stored["params"])):
             return f"has a group of {here} parameters, and {there} in checkpoint, which has no names for them"
     return None
-
-
-def _own_options(optimizer: torch.optim.Optimizer) -> set[str]:
-    """Return the options that the optimizer gives each group itself; a scheduler or a user may have added others."""
-    return set(getattr(optimizer, "defaults", ())).intersection(*optimizer.param_groups)
-
-
-def _put_back_dtypes(optimizer: torch.optim.Optimizer, state: Any) -> None:
-    """Give state tensors the dtypes they are stored with: load_state_dict() casts them to their parameter's."""
-    if not is_usual(state):
-        return
-    indexes = [index for group in state["param_groups"] for index in group["params"]]
-    for index, parameter in dict(zip(indexes, _parameters(optimizer), strict=True)).items():
-        live = optimizer.state.get(parameter, {})
-        for name, value in state["state"].get(index, {}).items():
-            now = live.get(name)
-            if isinstance(value, torch.Tensor) and isinstance(now, torch.Tensor) and now.dtype != value.dtype:
-                live[name] = value.to(now.device)
-
-
-def _devices(values: Mapping[str, Any]) -> dict[str, torch.device]:
-    """Return where those values are that are tensors: a learning rate may be one."""
-    return {key: value.device for key, value in values.items() if isinstance(value, torch.Tensor)}
-
-
-def _complete(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> None:
-    """Do what two optimizers of torch do at their start only, and load_state_dict() does not do again."""
-    for parameter in group["params"]:
-        state = optimizer.state.get(parameter, {})
-        if isinstance(optimizer, torch.optim.Adagrad) and not state:  # it has sums before the first step
-            options = {key: group[key] for key in ("initial_accumulator_value", "fused") if group.get(key)}
-            optimizer.state[parameter] = torch.optim.Adagrad([parameter], **options).state[parameter]
-        elif isinstance(optimizer, torch.optim.ASGD) and "step" in state:
-            state["step"] = state["step"].to(parameter.device)
-
-
-def _way_back(optimizer: torch.optim.Optimizer) -> Callable[[], None]:
-    groups, values = optimizer.param_groups, optimizer.state
-    group_items = [dict(group) for group in groups]
-    value_items = {key: dict(items) if isinstance(items, dict) else items for key, items in values.items()}
-
-    def back() -> None:
-        for group, items in zip(groups, group_items, strict=True):
-            group.clear()
-            group.update(items)
-        values.clear()
-        values.update(value_items)
-        optimizer.param_groups, optimizer.state = groups, values
-
-    return back

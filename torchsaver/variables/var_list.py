@@ -125,11 +125,22 @@ def _placed(value: Any, places: Places) -> EntryValue:
     place: Place | PlacedLayout | PlacedOptimizer | None = None
     if isinstance(value, torch.Tensor):
         place = places.of(value)
-    elif isinstance(value, torch.optim.Optimizer):
+    elif not isinstance(value, (torch.nn.Module, Layout)) and _is_like_optimizer(value):
         place = places.of_optimizer(value)
     elif isinstance(value, Layout):
         place = places.of_layout(value)
     return place or value
+
+
+def _is_like_optimizer(value: Any) -> bool:
+    """Return whether a value is an optimizer, or wraps one and has its groups."""
+    groups = getattr(value, "param_groups", None)
+    return isinstance(value, torch.optim.Optimizer) or (
+        isinstance(groups, list)
+        and bool(groups)
+        and all(isinstance(group, dict) and isinstance(group.get("params"), list) for group in groups)
+        and all(isinstance(each, torch.Tensor) for group in groups for each in group["params"])
+    )
 
 
 def resolve(entries: Iterable[Entry]) -> Slots:
@@ -199,6 +210,9 @@ class _Resolution:
             tied.setdefault(without_parametrization(name), []).append(without_parametrization(alias))
         for key, placed in self._optimizers.items():
             names, reasons = name_parameters(placed, keys)
+            if reasons and not isinstance(placed.optimizer, torch.optim.Optimizer):  # its parameters are copies
+                self.slots.objects[key] = placed.optimizer
+                continue
             self.slots.objects[key] = NamedOptimizer(placed.optimizer, names, tied)
             if reasons and is_usual(placed.optimizer.state_dict()):  # a state of another form does without names
                 for reason in reasons:

@@ -14,7 +14,7 @@ FLOORS = [
     {"conversion", "loop", "manager", "pruning", "tf_optimizers", "warm_starting"},
     {"saver", "tf_saving", "inspection", "transfer"},
     {"saving"},
-    {"restoring", "rotation", "recovery", "arguments", "background", "host_copies"},
+    {"restoring", "rotation", "recovery", "arguments"},
     {"reader"},
     {"leftovers", "open_checkpoint", "torch_checkpoint"},
     {"stored_tensor", "assembled_tensor", "retention", "variables"},

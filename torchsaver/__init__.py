@@ -36,7 +36,7 @@ if typing.TYPE_CHECKING:
     from torchsaver.retention.policies import Best, EveryNHours, EveryNSteps, Latest, Pinned
     from torchsaver.retention.window import Decision, Policy
     from torchsaver.saver import Saver
-    from torchsaver.saving import SavedCheckpoint
+    from torchsaver.saving.writer import SavedCheckpoint
     from torchsaver.storage.checkpoint_files import checkpoint_exists, get_checkpoint_mtimes, remove_checkpoint
     from torchsaver.storage.state_file import (
         CheckpointState,
@@ -153,7 +153,7 @@ _MODULES = {
     "Progress": "inspection.reports",
     "RNGState": "variables.rng",
     "RestoreReport": "variables.restore_plan",
-    "SavedCheckpoint": "saving",
+    "SavedCheckpoint": "saving.writer",
     "Saver": "saver",
     "SkippedCheckpoint": "errors",
     "TorchSaverError": "errors",

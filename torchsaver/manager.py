@@ -16,7 +16,7 @@ from torchsaver import arguments
 from torchsaver.retention.window import SECS_PER_HOUR, Decision, Record, Window, with_newest
 from torchsaver.rotation import Plan, Rotation
 from torchsaver.saver import Saver
-from torchsaver.saving import Writer
+from torchsaver.saving.writer import Writer
 from torchsaver.storage import paths
 from torchsaver.storage.catalog import read_listing
 from torchsaver.storage.state_file import CheckpointState, get_checkpoint_state

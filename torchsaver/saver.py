@@ -20,7 +20,7 @@ from torchsaver.recovery import find_newest_valid, records_kept
 from torchsaver.restoring import PreparedRestore
 from torchsaver.retention.window import Decision, Policy
 from torchsaver.rotation import Rotation
-from torchsaver.saving import Request, SavedCheckpoint, Writer
+from torchsaver.saving.writer import Request, SavedCheckpoint, Writer
 from torchsaver.storage import locks, paths
 from torchsaver.storage.checkpoint_files import get_checkpoint_mtimes
 from torchsaver.variables.chosen import ChosenVariables

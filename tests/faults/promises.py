@@ -20,7 +20,7 @@ import torch
 
 import torchsaver as ts
 from torchsaver import saver as saver_module
-from torchsaver import saving as saving_module
+from torchsaver.saving import writer as saving_module
 from torchsaver.storage import locks, paths
 
 FORMS: dict[str, int | None] = {"single": None, "sharded": 12}  # max_shard_bytes: a tensor of three floats a shard

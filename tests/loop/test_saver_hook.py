@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import torchsaver as ts
-from torchsaver import saving
 from torchsaver.loop.saver_hook import CheckpointSaverHook, CheckpointSaverListener
+from torchsaver.saving import writer as saving
 
 
 class Listener(CheckpointSaverListener):

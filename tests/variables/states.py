@@ -11,7 +11,7 @@ import torch
 
 from torchsaver.formats.json_text import canonical_json
 from torchsaver.variables import state_tree
-from torchsaver.variables.named_state import NamedState
+from torchsaver.variables.optimizers.named_state import NamedState
 from torchsaver.variables.state_tree import tensor_keys, unflatten
 from torchsaver.variables.var_list import Problems
 

@@ -19,7 +19,7 @@ from torchsaver.errors import VarListError
 from torchsaver.formats.manifest import Manifest
 from torchsaver.storage.checkpoint_files import write_checkpoint
 from torchsaver.variables.objects import ObjectRefusedError, gather, loaded
-from torchsaver.variables.optimizers import NamedOptimizer
+from torchsaver.variables.optimizers.named_optimizer import NamedOptimizer
 from torchsaver.variables.var_list import Slots
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import torchsaver as ts
-from torchsaver.variables.optimizers import NamedOptimizer
+from torchsaver.variables.optimizers.named_optimizer import NamedOptimizer
 from torchsaver.variables.restore_plan import plan_restore
 from torchsaver.variables.var_list import Slots
 

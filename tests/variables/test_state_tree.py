@@ -22,7 +22,7 @@ from variables.states import described, flatten, round_trip
 
 from torchsaver.errors import VarListError, VarListTypeError
 from torchsaver.formats.json_text import canonical_json
-from torchsaver.variables.named_state import NamedState
+from torchsaver.variables.optimizers.named_state import NamedState
 from torchsaver.variables.state_tree import tensor_keys, unflatten
 
 DTYPES = [dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)]

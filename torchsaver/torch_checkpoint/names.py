@@ -14,7 +14,7 @@ import torch
 
 from torchsaver.torch_checkpoint.content import Content, tie
 from torchsaver.torch_checkpoint.order import Entry, Shape, does_fit, only_way, parameter_shapes
-from torchsaver.variables.optimizers import NamedOptimizer
+from torchsaver.variables.optimizers.named_optimizer import NamedOptimizer
 from torchsaver.variables.var_list import Slots
 from torchsaver.variables.wrappers import match_parameters
 

@@ -19,9 +19,9 @@ from torchsaver.torch_checkpoint.names import (
     names_with_model,
 )
 from torchsaver.torch_checkpoint.order import is_flat
-from torchsaver.variables import flat_state
-from torchsaver.variables.named_state import NamedState
-from torchsaver.variables.optimizers import NamedOptimizer, named
+from torchsaver.variables.optimizers import flat_state
+from torchsaver.variables.optimizers.named_optimizer import NamedOptimizer, named
+from torchsaver.variables.optimizers.named_state import NamedState
 from torchsaver.variables.var_list import Slots
 
 _MOST_OPTIMIZERS = 10  # each takes up to a second for each model of a hostile file

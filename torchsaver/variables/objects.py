@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 import torch
 
 from torchsaver.formats.tensor_bytes import footprint, why_not_storable
-from torchsaver.variables.optimizers import NamedOptimizer
+from torchsaver.variables.optimizers.named_optimizer import NamedOptimizer
+from torchsaver.variables.optimizers.schedulers import fit_schedulers
 from torchsaver.variables.rng import RNGState
-from torchsaver.variables.schedulers import fit_schedulers
 from torchsaver.variables.state_tree import flatten
 from torchsaver.variables.swapped import is_any_swapped, where_held
 from torchsaver.variables.var_list import Problems, Slots, Stateful

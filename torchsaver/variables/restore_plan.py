@@ -15,7 +15,7 @@ import torch
 from torchsaver.errors import CorruptCheckpointError, MismatchError, SkippedCheckpoint, nearest_by_label
 from torchsaver.formats.tensor_bytes import dtype_text, why_not_writable
 from torchsaver.variables.mapping.layouts import Layout
-from torchsaver.variables.optimizers import NamedOptimizer
+from torchsaver.variables.optimizers.named_optimizer import NamedOptimizer
 from torchsaver.variables.state_tree import NO_VALUES, tensor_keys, unflatten, without_parameters
 from torchsaver.variables.var_list import Slots, Stateful
 from torchsaver.variables.wrappers import match_plain

@@ -16,8 +16,8 @@ from torchsaver.errors import VarListError, VarListTypeError
 from torchsaver.formats.json_text import is_unicode
 from torchsaver.variables.collection import Collection, current_collection
 from torchsaver.variables.mapping.layouts import Layout
-from torchsaver.variables.optimizers import NamedOptimizer, is_usual
-from torchsaver.variables.parameter_names import name_parameters
+from torchsaver.variables.optimizers.named_optimizer import NamedOptimizer, is_usual
+from torchsaver.variables.optimizers.parameter_names import name_parameters
 from torchsaver.variables.places import Place, PlacedLayout, PlacedOptimizer, Places, join_key, named_tensors
 from torchsaver.variables.wrappers import clean_names, owner_of_extra_state, without_parametrization
 

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from torchsaver.formats.tensor_bytes import dtype_text
-from torchsaver.variables import flat_state
-from torchsaver.variables.named_state import NamedState
-from torchsaver.variables.optimizer_groups import fit_groups, group_numbers
-from torchsaver.variables.optimizer_loading import load, put_back_values, way_back
+from torchsaver.variables.optimizers import flat_state
+from torchsaver.variables.optimizers.groups import fit_groups, group_numbers
+from torchsaver.variables.optimizers.loading import load, put_back_values, way_back
+from torchsaver.variables.optimizers.named_state import NamedState
 from torchsaver.variables.wrappers import match_parameters, plain_parameter_name
 
 # State of torch.optim's optimizers with its parameter's shape and dtype; other state (row_var, step, eta) has its own.

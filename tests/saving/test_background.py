@@ -29,10 +29,12 @@ from roundtrip import Held, differing, random, stored
 from torch import nn
 
 import torchsaver as ts
-from torchsaver import background, rotation, saving
+from torchsaver import rotation
 from torchsaver.formats.tensor_bytes import DTYPE_NAMES
-from torchsaver.host_copies import HostCopies
-from torchsaver.saving import SavedCheckpoint
+from torchsaver.saving import background
+from torchsaver.saving import writer as saving
+from torchsaver.saving.host_copies import HostCopies
+from torchsaver.saving.writer import SavedCheckpoint
 from torchsaver.storage import disk
 
 PATIENCE_SECS = 10.0  # what never comes would take this long
@@ -802,7 +804,8 @@ SCENARIOS = r'''
 import atexit, errno, gc, json, multiprocessing, os, signal, sys, threading, warnings
 import torch
 import torchsaver as ts
-from torchsaver import background, saving
+from torchsaver.saving import background
+from torchsaver.saving import writer as saving
 from torchsaver.storage import disk
 
 warnings.simplefilter("ignore")  # that the process which is forked has threads

@@ -17,8 +17,8 @@ from variables.states import described
 import torchsaver as ts
 from torchsaver.formats.manifest import Manifest
 from torchsaver.storage.checkpoint_files import write_checkpoint
-from torchsaver.variables.named_state import NamedState
-from torchsaver.variables.optimizers import NamedOptimizer, named
+from torchsaver.variables.optimizers.named_optimizer import NamedOptimizer, named
+from torchsaver.variables.optimizers.named_state import NamedState
 from torchsaver.variables.state_tree import flatten
 from torchsaver.variables.var_list import Problems
 

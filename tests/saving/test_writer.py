@@ -20,7 +20,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 import torchsaver as ts
 from torchsaver.formats.regular_file import MOST_BUFFERS
-from torchsaver.saving import PreparedSave
+from torchsaver.saving.writer import PreparedSave
 
 
 @pytest.fixture(autouse=True)

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from roundtrip import MB, SORTS, differing, random
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from torchsaver import host_copies
 from torchsaver.formats.tensor_bytes import DTYPE_NAMES, footprint, is_dense
-from torchsaver.host_copies import HostCopies
+from torchsaver.saving import host_copies
+from torchsaver.saving.host_copies import HostCopies
 
 DTYPES = sorted([*DTYPE_NAMES, torch.complex128], key=str)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from torchsaver.variables.named_state import NamedState
+from torchsaver.variables.optimizers.named_state import NamedState
 
 _KEY, _NUMELS = KEYS = "lbfgs", "lbfgs_numels"
 

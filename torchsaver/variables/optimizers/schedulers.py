@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from torchsaver.variables.optimizers import NamedOptimizer
+from torchsaver.variables.optimizers.named_optimizer import NamedOptimizer
 from torchsaver.variables.var_list import Stateful
 
 _BY_GROUP = {

@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 import torch
 
 from torchsaver.arguments import Settings
-from torchsaver.background import Background
 from torchsaver.formats.manifest import Manifest
 from torchsaver.formats.safetensors_writer import FilePlan, plan_files
-from torchsaver.host_copies import HostCopies
 from torchsaver.retention.window import record_of
 from torchsaver.rotation import Rotation
+from torchsaver.saving.background import Background
+from torchsaver.saving.host_copies import HostCopies
 from torchsaver.storage import paths
 from torchsaver.storage.checkpoint_files import StagedCheckpoint, make_ready
 from torchsaver.variables.objects import gather

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from torchsaver.variables.named_state import NamedState
+from torchsaver.variables.optimizers.named_state import NamedState
 
 _NO_OPTIONS = ("params", "param_names")
 _ABSENT = object()

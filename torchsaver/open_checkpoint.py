@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from torchsaver.errors import (
     CheckpointKeyError,
@@ -23,9 +23,11 @@ from torchsaver.formats.shard_index import MAX_INDEX_BYTES, parse_index
 from torchsaver.formats.tensor_file import TensorFile
 from torchsaver.formats.tensorflow import names as tensorflow_names
 from torchsaver.formats.tensorflow.checkpoint import TensorFlowCheckpoint, is_tensorflow, open_tensorflow
-from torchsaver.formats.tensorflow.object_graph import ObjectGraph
 from torchsaver.storage import paths
 from torchsaver.storage.state_file import get_checkpoint_state, latest_checkpoint
+
+if TYPE_CHECKING:
+    from torchsaver.formats.tensorflow.object_graph import ObjectGraph
 
 _MOST_NAMED = 5
 

@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from torchsaver.assembled_tensor import AssembledTensor
 from torchsaver.errors import MismatchError
 from torchsaver.formats.safetensors_file import SafetensorsFile
 from torchsaver.formats.safetensors_header import FileLayout, TensorSpec
 from torchsaver.formats.tensor_file import TensorFile
-from torchsaver.formats.tensorflow.data_types import BY_TORCH_NAME
 from torchsaver.formats.torch_file import is_torch_file
 from torchsaver.open_checkpoint import OpenCheckpoint, open_as
 from torchsaver.storage import paths
@@ -21,6 +19,7 @@ from torchsaver.stored_tensor import StoredTensor, TensorSlice, require_known_dt
 from torchsaver.variables.var_list import Slots
 
 if TYPE_CHECKING:
+    from torchsaver.assembled_tensor import AssembledTensor
     from torchsaver.torch_checkpoint.tensors import MappedTensor, TorchFileTensors
 
 
@@ -82,6 +81,8 @@ class CheckpointReader(OpenCheckpoint):
         if self._tensorflow is None or (value := self._tensorflow.find(key)) is None:
             return None
         if not value.is_plain:
+            from torchsaver.assembled_tensor import AssembledTensor  # noqa: PLC0415, as above
+
             return value.key, AssembledTensor(value)
         piece = value.pieces[0]
         return value.key, StoredTensor(piece.file, piece.spec, getattr(torch, value.dtype_name), value.shape)
@@ -170,6 +171,9 @@ class CheckpointReader(OpenCheckpoint):
 
 def _tensorflow_name(stored: StoredTensor | AssembledTensor | MappedTensor) -> str:
     """Return TensorFlow's name of a dtype, torch's where it has none: as its debug_string has it."""
+    from torchsaver.assembled_tensor import AssembledTensor  # noqa: PLC0415, as above
+    from torchsaver.formats.tensorflow.data_types import BY_TORCH_NAME  # noqa: PLC0415
+
     if isinstance(stored, AssembledTensor):
         return stored.value.data_type.debug_name
     data_type = BY_TORCH_NAME.get(stored.dtype_name)

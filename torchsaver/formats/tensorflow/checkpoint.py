@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from torchsaver.errors import CorruptCheckpointError
 from torchsaver.formats.regular_file import RegularFile
 from torchsaver.formats.tensor_file import TensorFile
 from torchsaver.formats.tensorflow import names
-from torchsaver.formats.tensorflow.bundle import Bundle
-from torchsaver.formats.tensorflow.object_graph import ObjectGraph
 from torchsaver.formats.tensorflow.sstable import has_magic
-from torchsaver.formats.tensorflow.stored_value import StoredValue
+
+if TYPE_CHECKING:
+    from torchsaver.formats.tensorflow.object_graph import ObjectGraph
+    from torchsaver.formats.tensorflow.stored_value import StoredValue
 
 
 class TensorFlowCheckpoint(Protocol):
@@ -67,9 +68,11 @@ def open_tensorflow(path: str) -> TensorFlowCheckpoint:
         UnsupportedCheckpointError: It is of a newer version.
         OSError: As the system gave it.
     """
+    # Here and not above: few need them, and V1 needs numpy, which takes longer to import than an index to be listed.
     if names.is_index(path):
+        from torchsaver.formats.tensorflow.bundle import Bundle  # noqa: PLC0415
+
         return Bundle(path)
-    # Here and not above: it needs numpy, which takes longer to import than an index to be listed.
     from torchsaver.formats.tensorflow.v1_checkpoint import V1Checkpoint  # noqa: PLC0415
 
     paths = names.v1_shards(path)

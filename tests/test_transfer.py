@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import copy
-import json
 import pickle
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from golden.driver import Model
-from golden.replay import Clock, differences
 from roundtrip import Held
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -644,57 +640,3 @@ def test_settings_carry_over_to_a_saver_of_layouts(tmp_path: Path) -> None:
     second = ts.Saver({"k": dense(model.weight)}, **first.settings)
     assert second.settings == first.settings
     assert second.save(tmp_path / "m") is not None
-
-
-# ---- recorded scenarios
-
-
-class _Driver:
-    """The operations that scenarios of init_from_checkpoint have."""
-
-    def __init__(self) -> None:
-        self.models: dict[str, Model] = {}
-        self.savers: dict[str, ts.Saver] = {}
-
-    def model(self, id: str, vars: dict[str, Any]) -> None:  # noqa: A002
-        self.models[id] = Model(vars)
-
-    def saver(self, id: str) -> None:  # noqa: A002
-        with self.models["m"].collection:
-            self.savers[id] = ts.Saver()
-
-    def save(self, saver: str, path: str) -> str | None:
-        return self.savers[saver].save(path)
-
-    def checkpoint_files(self, prefix: str) -> list[str]:
-        return [f"{prefix}.safetensors"]
-
-    def init_from_checkpoint(self, model: str, path: str, map: Any = None, pairs: Any = None) -> dict[str, Any]:  # noqa: A002
-        variables = self.models[model].variables
-        entries = [
-            (name, variables[target["var"]] if isinstance(target, dict) else target)
-            for name, target in (map.items() if pairs is None else pairs)
-        ]
-        with self.models[model].collection:
-            ts.init_from_checkpoint(path, entries)
-        return {name: variables[name].detach().tolist() for name in sorted(variables)}
-
-
-SCENARIOS = [
-    scenario
-    for scenario in json.loads((Path(__file__).parent / "golden" / "saver.json").read_text())["scenarios"]
-    if scenario["kind"] == "init"
-]
-# Of each the operation that differs on purpose.
-EXCEPTIONS = {"init_scope_is_whole_part": "no variable is in 'empty/'"}  # a misspelled scope is an error
-
-
-@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario["name"])
-def test_recorded_scenario_of_init_from_checkpoint_replays_but_for_a_scope_of_nothing(
-    scenario: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    found = differences(_Driver(), Clock(1_000_000.0), scenario, str(tmp_path.resolve()))
-    expected = EXCEPTIONS.get(scenario["name"])
-    assert len(found) == (expected is not None)
-    assert all(re.search(str(expected), line) for line in found)

@@ -177,7 +177,7 @@ def new_prefix(save_path: Any, global_step: Any, latest_filename: Any, pad_step_
 
 @dataclass(frozen=True)
 class Settings:
-    """A saver's keyword arguments, as they were given; the properties have them checked."""
+    """A saver's keyword arguments, as they were given, checked."""
 
     reshape: bool
     max_to_keep: int | None

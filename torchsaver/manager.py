@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 
 from torchsaver import arguments
-from torchsaver.retention.window import SECS_PER_HOUR, Decision, Record, Window, with_newest
+from torchsaver.retention.window import SECS_PER_HOUR, Decision, Record, Rules, Window, with_newest
 from torchsaver.rotation import Plan, Rotation
 from torchsaver.saver import Saver
 from torchsaver.saving.writer import Writer
@@ -29,7 +29,7 @@ _CLOCK_SLACK_SECS = 1.0  # TF's: managers made in quick succession are not taken
 
 
 @dataclass(frozen=True)
-class ManagerRules:
+class ManagerRules(Rules):
     """TF2's rules: all that is too much goes at once, but for one every so many hours after the last one so kept.
 
     Attributes:
@@ -41,16 +41,6 @@ class ManagerRules:
     max_to_keep: int | None
     every_n_hours: float
     last_preserved: float
-
-    @property
-    def remembers(self) -> bool:
-        """Whether checkpoints are remembered: always."""
-        return True
-
-    @property
-    def needs_records(self) -> bool:
-        """Whether what checkpoints say of themselves matters: their times do."""
-        return True
 
     def open_window(self, now: float) -> Window:  # noqa: ARG002, it goes on from an earlier one
         """Return an empty window; the hours count from the last one that was kept."""
@@ -81,10 +71,6 @@ class ManagerRules:
         """Return what stays and goes of all that is remembered, oldest first."""
         reason = "the list holds all" if self.max_to_keep is None else f"one of the last {len(window.last)}"
         return [*self.choose(window)[1], *(Decision(record, keep=True, reason=reason) for record in window.last)]
-
-    def aliases(self, window: Window) -> dict[str, Record]:  # noqa: ARG002
-        """Return nothing: TF has no other names."""
-        return {}
 
 
 class _TimedRotation(Rotation):

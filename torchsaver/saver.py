@@ -289,8 +289,7 @@ class Saver:
     def plan(self) -> list[Decision]:
         """Return for each checkpoint that is remembered whether it stays or goes as things are, and why; oldest first.
 
-        for decision in saver.plan():
-            print(decision)  # run/model.ckpt-500 stays: one of the last 3
+        Printed, each is a line: "run/model.ckpt-500 stays: one of the last 3".
         """
         self._writer.background.join()
         return self._rotation.decisions()

@@ -53,3 +53,16 @@ def _described_array(value: Any) -> Any:
         return "tensor", value.dtype, value.tolist()
     fields = [described(value[name]) for name in value.dtype.names or ()]  # what is between them is no value
     return type(value), repr(value.dtype), value.shape, fields or value.tobytes()
+
+
+class Holder:
+    """An object that takes any state."""
+
+    def __init__(self, state: Any = None) -> None:
+        self.state = state
+
+    def state_dict(self) -> Any:
+        return self.state
+
+    def load_state_dict(self, state: Any) -> None:
+        self.state = state

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as nps
-from variables.states import described, flatten, round_trip
+from variables.states import Holder, described, flatten, round_trip
 
 import torchsaver as ts
 from torchsaver.errors import VarListTypeError
@@ -274,19 +274,6 @@ def test_unflatten_gives_an_array_that_shares_no_memory_with_the_tensor() -> Non
 
 
 # ---- a file
-
-
-class Holder:
-    """An object that takes any state."""
-
-    def __init__(self, state: Any = None) -> None:
-        self.state = state
-
-    def state_dict(self) -> Any:
-        return self.state
-
-    def load_state_dict(self, state: Any) -> None:
-        self.state = state
 
 
 def test_arrays_through_a_checkpoint_come_back_and_other_readers_see_tensors(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch.optim import lr_scheduler
-from variables.states import described, round_trip
+from variables.states import Holder, described, round_trip
 
 import torchsaver as ts
 from torchsaver.errors import VarListError
@@ -33,19 +33,6 @@ def test_gather_tells_every_tensor_that_cannot_be_stored_and_every_key_that_stan
 
 
 # ---- hostile trees
-
-
-class Holder:
-    """An object that takes any state."""
-
-    def __init__(self, state: Any = None) -> None:
-        self.state = state
-
-    def state_dict(self) -> Any:
-        return self.state
-
-    def load_state_dict(self, state: Any) -> None:
-        self.state = state
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import PurePath
 
-from torchsaver.retention.window import SECS_PER_HOUR, Decision, Policy, Record, Window, with_newest
+from torchsaver.retention.window import SECS_PER_HOUR, Decision, Policy, Record, Rules, Window, with_newest
 
 
 @dataclass(frozen=True)
@@ -160,20 +160,10 @@ class Pinned(Policy):
 
 
 @dataclass(frozen=True)
-class PolicyRules:
+class PolicyRules(Rules):
     """The rules of a saver with `keep=`: a checkpoint stays while any policy keeps it, and so does the newest."""
 
     policies: tuple[Policy, ...]
-
-    @property
-    def remembers(self) -> bool:
-        """Whether checkpoints are remembered: always."""
-        return True
-
-    @property
-    def needs_records(self) -> bool:
-        """Whether steps and metrics matter: they do."""
-        return True
 
     def open_window(self, now: float) -> Window:  # noqa: ARG002, TF's rules have a clock
         """Return an empty window."""

@@ -77,15 +77,17 @@ class Decision:
 
 
 class Rules(Protocol):
-    """Which checkpoints stay."""
+    """Which checkpoints stay: a base with what most rules have alike."""
 
     @property
     def remembers(self) -> bool:
-        """Whether checkpoints are remembered, and some of them removed, at all."""
+        """Whether checkpoints are remembered, and some of them removed, at all; by default they are."""
+        return True
 
     @property
     def needs_records(self) -> bool:
-        """Whether steps and metrics matter, so that those of checkpoints of before must be looked up."""
+        """Whether what checkpoints say of themselves matters, so that it is looked up; by default it does."""
+        return True
 
     def open_window(self, now: float) -> Window:
         """Return an empty window, at `now`, seconds since the epoch."""
@@ -102,8 +104,9 @@ class Rules(Protocol):
     def plan(self, window: Window) -> list[Decision]:
         """Return what stays and goes of all that is remembered, oldest first, as things are."""
 
-    def aliases(self, window: Window) -> dict[str, Record]:
-        """Return {another name: the checkpoint it is to lead to}."""
+    def aliases(self, window: Window) -> dict[str, Record]:  # noqa: ARG002
+        """Return {another name: the checkpoint it is to lead to}; by default nothing, as TF has no such names."""
+        return {}
 
 
 @runtime_checkable
@@ -123,7 +126,7 @@ class Policy(Protocol):
 
 
 @dataclass(frozen=True)
-class TFRules:
+class TFRules(Rules):
     """TF's two arguments.
 
     Attributes:
@@ -188,10 +191,6 @@ class TFRules:
         """Return what stays and goes of all that is remembered, oldest first."""
         reason = f"one of the last {max(self.max_to_keep, len(window.last))}"
         return [*self.choose(window)[1], *(Decision(record, keep=True, reason=reason) for record in window.last)]
-
-    def aliases(self, window: Window) -> dict[str, Record]:  # noqa: ARG002
-        """Return nothing: TF has no other names."""
-        return {}
 
 
 def with_newest(window: Window, record: Record) -> Window:

@@ -158,12 +158,9 @@ def _is_plain(key: str, value: Any) -> bool:
 
 def is_optimizer(value: Any) -> bool:
     """Return whether a value is what torch's optimizers give as their state_dict(), with a group at least."""
-    try:
-        if not is_usual(value) or not value["param_groups"]:
-            return False
-        indexes = [index for group in value["param_groups"] for index in group["params"]]
-    except TypeError:  # an index that is a list
+    if not is_usual(value) or not value["param_groups"]:
         return False
+    indexes = [index for group in value["param_groups"] for index in group["params"]]
     return all(type(index) is int for index in indexes) and len(set(indexes)) == len(indexes)
 
 

@@ -122,10 +122,6 @@ class LiveModel:
 
 def live_model(content: Content, optimizer: NamedOptimizer, slots: Slots) -> LiveModel:
     """Return what the live model tells of the parameters of an optimizer in a file."""
-    groups, start = [], 0
-    for group in optimizer.optimizer.param_groups:
-        groups.append(optimizer.names[start : start + len(group["params"])])
-        start += len(group["params"])
     ranks = {key: rank for rank, key in enumerate(slots.tensors)}
     keys = match_parameters(optimizer.names, slots.tensors)
     paths = {path: home for home, paths in content.state_dicts.items() for path in paths}
@@ -134,7 +130,7 @@ def live_model(content: Content, optimizer: NamedOptimizer, slots: Slots) -> Liv
     homes = _homes(content, optimizer.names, slots, {entry.path for own in possible.values() for entry in own})
     mine = {paths[path] for path in homes.values()}
     entries = [entry for home, entries in possible.items() if home in mine for entry in entries]
-    return LiveModel(groups, homes, {name: ranks[key] for name, key in keys.items()}, entries)
+    return LiveModel(optimizer.name_groups, homes, {name: ranks[key] for name, key in keys.items()}, entries)
 
 
 def _homes(content: Content, names: Sequence[str], slots: Slots, possible: set[str]) -> dict[str, str]:

@@ -93,9 +93,7 @@ def _with_flat(found: NamedState, names: Sequence[str], tensors: Mapping[str, to
     own = list(found.parameters.values())
     if len(own) != 1 or not is_flat(own[0]) or not all(name in tensors for name in names):
         return found
-    numels = [tensors[name].numel() * (2 if tensors[name].is_complex() else 1) for name in names]
-    key, key_of_numels = flat_state.KEYS
-    return NamedState({}, {**found.others, key: own[0], key_of_numels: numels}, found.param_groups)
+    return flat_state.joined(found, [flat_state.piece_numel(tensors[name]) for name in names])
 
 
 class ObjectTrees(Mapping[str, Any]):

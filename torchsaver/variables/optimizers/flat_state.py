@@ -20,8 +20,23 @@ def gathered(optimizer: torch.optim.Optimizer, state: NamedState) -> NamedState:
     """Return the state of an optimizer with that of LBFGS among the others; unchanged of any other optimizer."""
     if not isinstance(optimizer, torch.optim.LBFGS) or len(state.parameters) != 1:
         return state
+    return joined(state, _numels(optimizer))
+
+
+def joined(state: NamedState, numels: Sequence[int]) -> NamedState:
+    """Return a state of LBFGS as torch keeps it, with its first parameter, moved among the others.
+
+    Args:
+        state: It has the state of a single parameter.
+        numels: The `piece_numel` of each parameter, in the order of the group.
+    """
     (flat,) = state.parameters.values()
-    return NamedState({}, {**state.others, _KEY: flat, _NUMELS: _numels(optimizer)}, state.param_groups)
+    return NamedState({}, {**state.others, _KEY: flat, _NUMELS: list(numels)}, state.param_groups)
+
+
+def piece_numel(parameter: torch.Tensor) -> int:
+    """Return how many elements a parameter has in the vectors: a complex number counts twice."""
+    return parameter.numel() * (2 if parameter.is_complex() else 1)
 
 
 def fit(
@@ -57,9 +72,8 @@ def fit(
 
 
 def _numels(optimizer: torch.optim.LBFGS) -> list[int]:
-    """Return the length of each parameter's piece: a complex number counts twice."""
     (group,) = optimizer.param_groups
-    return [parameter.numel() * (2 if parameter.is_complex() else 1) for parameter in group["params"]]
+    return list(map(piece_numel, group["params"]))
 
 
 def _is_over(flat: Any, total: int) -> bool:

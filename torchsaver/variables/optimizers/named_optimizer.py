@@ -49,12 +49,19 @@ class NamedOptimizer:
         self.names = list(names)
         self.tied = tied
 
+    @property
+    def name_groups(self) -> list[list[str]]:
+        """The names of each group's parameters."""
+        names = iter(self.names)
+        return [[next(names) for _ in group["params"]] for group in self.optimizer.param_groups]
+
     def state_dict(self) -> Any:
         """Return a NamedState; what the optimizer itself gives, if that has another form, and there are no names."""
         state = self.optimizer.state_dict()
         if is_usual(state):
             return flat_state.gathered(self.optimizer, named(state, self.names))
-        return NamedState({}, {_WHOLE: state}, self._name_groups()) if all(self.names) else state
+        groups = [{"params": names} for names in self.name_groups]
+        return NamedState({}, {_WHOLE: state}, groups) if all(self.names) else state
 
     def load_state_dict(self, state: Any, /) -> None:
         """Take a state in either form.
@@ -117,8 +124,7 @@ class NamedOptimizer:
         if not isinstance(stored, NamedState):
             return []
         found, homes = self._found(stored), group_numbers(stored)
-        own = [[found[name] for name in group["params"] if name in found] for group in self._name_groups()]
-        return [sorted({homes[name] for name in names}) for names in own]
+        return [sorted({homes[found[name]] for name in names if name in found}) for names in self.name_groups]
 
     def way_back(self) -> Callable[[], None]:
         """Return what undoes a `take`: tensors and groups are the very ones of before, none is copied.
@@ -126,10 +132,6 @@ class NamedOptimizer:
         Of what is no optimizer of torch's, but like one, its state is copied.
         """
         return way_back(self.optimizer)
-
-    def _name_groups(self) -> list[dict[str, Any]]:
-        names = iter(self.names)
-        return [{"params": [next(names) for _ in group["params"]]} for group in self.optimizer.param_groups]
 
     def _found(self, stored: NamedState) -> dict[str, str]:
         """Return {name of an own parameter: its stored name, which may be another one of a tied parameter}."""

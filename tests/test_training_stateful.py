@@ -71,7 +71,8 @@ class TrainingAgainstDicts(RuleBasedStateMachine):
 
     Attributes:
         saved: {"step", "loss", "content", "is_damaged"} of each that is remembered, oldest first.
-        listed: Steps in the state file: what a resume has skipped stays there until the next save.
+        listed: The same of each in the state file: what a resume has skipped stays there until the next save, and counts
+            again if a save that died has replaced it.
         ever: All that was ever to be saved in this directory.
     """
 
@@ -79,7 +80,7 @@ class TrainingAgainstDicts(RuleBasedStateMachine):
         super().__init__()
         self.directory = tempfile.TemporaryDirectory()
         self.saved: list[dict[str, Any]] = []
-        self.listed: list[int] = []
+        self.listed: list[dict[str, Any]] = []
         self.ever: list[dict[str, Any]] = []
 
     @initialize(is_reversed=st.booleans(), background=st.booleans())
@@ -102,7 +103,7 @@ class TrainingAgainstDicts(RuleBasedStateMachine):
 
     def note(self, saved: list[dict[str, Any]]) -> None:
         """A save has come as far as the state file."""
-        self.saved, self.listed = saved, [one["step"] for one in saved]
+        self.saved, self.listed = saved, list(saved)
 
     @rule(count=st.integers(1, 3))
     def train(self, count: int) -> None:
@@ -119,7 +120,7 @@ class TrainingAgainstDicts(RuleBasedStateMachine):
     @rule(is_reversed=st.booleans(), background=st.booleans())
     def start_again(self, is_reversed: bool, background: bool) -> None:
         self.run.saver.close()
-        sound = [number for number, one in enumerate(self.saved) if not one["is_damaged"]]
+        sound = [number for number, one in enumerate(self.listed) if not one["is_damaged"]]
         self.run = Run(is_reversed=is_reversed, background=background)
         if self.saved and not sound:
             self.find_nothing_or_what_a_save_that_died_has_left()
@@ -127,12 +128,10 @@ class TrainingAgainstDicts(RuleBasedStateMachine):
         report = self.run.saver.resume(self.directory.name)
         assert (report is None) == (not self.saved)
         if report is not None:
-            self.saved = kept(self.saved[: sound[-1] + 1])
-            newest = self.saved[-1]
-            assert report.save_path == self.path(newest["step"])
-            skipped = self.listed[self.listed.index(newest["step"]) + 1 :]
-            assert [skip.save_path for skip in report.skipped] == [self.path(step) for step in reversed(skipped)]
-            assert self.run.content() == newest["content"]
+            self.saved, skipped = kept(self.listed[: sound[-1] + 1]), self.listed[sound[-1] + 1 :]
+            assert report.save_path == self.path(self.saved[-1]["step"])
+            assert [skip.save_path for skip in report.skipped] == [self.path(one["step"]) for one in skipped[::-1]]
+            assert self.run.content() == self.saved[-1]["content"]
             assert report.metrics.keys() == {"loss"}
 
     def find_nothing_or_what_a_save_that_died_has_left(self) -> None:
@@ -146,7 +145,7 @@ class TrainingAgainstDicts(RuleBasedStateMachine):
             assert report is not None
             skipped = report.skipped
             assert self.run.content() in self.ever
-        assert {skip.save_path for skip in skipped} >= {self.path(one["step"]) for one in self.saved}
+        assert {skip.save_path for skip in skipped} >= {self.path(one["step"]) for one in self.listed}
         self.directory.cleanup()
         self.directory = tempfile.TemporaryDirectory()
         self.saved, self.listed, self.ever = [], [], []
@@ -160,7 +159,7 @@ class TrainingAgainstDicts(RuleBasedStateMachine):
         after = self.after_saving(loss)
         self.run.saver.close()
         step = self.run.step.value
-        replaced = [one for one in self.saved if one["step"] == step]
+        replaced = [one for one in self.listed if one["step"] == step]
         with mock.patch(f"{module}.{where}", side_effect=PowerCut):
             try:
                 self.run.saver.save(os.path.join(self.directory.name, "m"), step, metrics={"loss": loss})
@@ -195,11 +194,11 @@ class TrainingAgainstDicts(RuleBasedStateMachine):
         if self.run.saver.last_checkpoints or not steps:
             assert self.run.saver.last_checkpoints == [self.path(step) for step in steps]
         state = ts.get_checkpoint_state(self.directory.name)
-        assert (state.all_model_checkpoint_paths if state else []) == [self.path(step) for step in self.listed]
+        assert (state.all_model_checkpoint_paths if state else []) == [self.path(one["step"]) for one in self.listed]
         assert all(ts.checkpoint_exists(self.path(step)) for step in steps)
         if steps:
             with ts.load_checkpoint(os.path.join(self.directory.name, "last")) as reader:
-                assert reader.global_step == self.listed[-1]
+                assert reader.global_step == self.listed[-1]["step"]
 
 
 TestTrainingAgainstDicts = TrainingAgainstDicts.TestCase

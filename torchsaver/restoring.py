@@ -156,8 +156,9 @@ def _file_parts(slots: Slots, plan: RestorePlan, reader: CheckpointReader) -> tu
         stored = reader.stored(stored_key)
         for file, spec in stored.pieces:
             read[file][spec.key] = spec
-        if isinstance(stored, StoredTensor) and key in slots.tensors and is_dense(slots.tensors[key]):
-            straight[stored.file].append((stored.spec, key, slots.tensors[key].data_ptr()))
+        tensor = slots.tensors.get(key)
+        if tensor is not None and isinstance(stored, StoredTensor) and is_dense(tensor):
+            straight[stored.file].append((stored.spec, key, tensor.data_ptr()))
         else:
             streamed[key] = stored_key
     parts = [_file_part(number, read[file], straight[file]) for number, file in enumerate(read)]
@@ -287,7 +288,7 @@ def _tensors(slots: Slots, key: str) -> tuple[torch.Tensor, ...]:
 def _overlapping(slots: Slots, plan: RestorePlan) -> list[list[tuple[str, int]]]:
     """Return groups of (slot key, which of its tensors) that reach over the same bytes of memory."""
     by_place = sorted(
-        (str(tensor.device), *_reach(tensor), key, number)
+        ("" if tensor.is_cpu else str(tensor.device), *_reach(tensor), key, number)
         for key in plan.sources
         for number, tensor in enumerate(_tensors(slots, key))
         if tensor.numel()
@@ -305,7 +306,8 @@ def _overlapping(slots: Slots, plan: RestorePlan) -> list[list[tuple[str, int]]]
 
 def _reach(tensor: torch.Tensor) -> tuple[int, int]:
     """Return the bytes of memory, as addresses [start, end), that a tensor reaches over."""
-    return tensor.data_ptr(), tensor.data_ptr() + span(tensor) * tensor.element_size()
+    start = tensor.data_ptr()
+    return start, start + span(tensor) * tensor.element_size()
 
 
 def _same_view(tensor: torch.Tensor, scratch: torch.Tensor, start: int) -> torch.Tensor:

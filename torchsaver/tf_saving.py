@@ -22,7 +22,7 @@ from torchsaver.formats.tensorflow.stored_value import key_bytes, key_text
 from torchsaver.storage import paths
 from torchsaver.storage.bundle_files import write_bundle
 from torchsaver.variables.mapping.layouts import Layout
-from torchsaver.variables.var_list import Problems
+from torchsaver.variables.problems import Problems
 
 Given: TypeAlias = "torch.Tensor | Layout | np.ndarray[Any, Any]"
 Values: TypeAlias = "torch.Tensor | np.ndarray[Any, Any]"  # an array is one of bytes: a string tensor

@@ -13,8 +13,11 @@ import safetensors
 import safetensors.torch
 import torch
 from formats.builders import file_bytes, read_all, signed
+from hypothesis import given
+from hypothesis import strategies as st
 
 from torchsaver.errors import CorruptCheckpointError, UnsupportedCheckpointError
+from torchsaver.formats.checksum import crc32c_hex
 from torchsaver.formats.json_text import canonical_json, require_json
 from torchsaver.formats.manifest import FORMAT_VERSION, Manifest, format_manifest, parse_manifest
 from torchsaver.formats.safetensors_header import lay_out
@@ -46,6 +49,13 @@ def parse(text: str, content: bytes = CONTENT) -> Manifest:
 def test_parse_manifest_of_format_manifest_gives_it_back(manifest: Manifest) -> None:
     text, checksum = format_manifest(manifest, CONTENT)
     assert parse_manifest(text, CONTENT, KEYS, "p") == (manifest, checksum)
+
+
+@given(checksums=st.dictionaries(st.text(st.characters(exclude_categories=("Cs",))), st.integers(0, 0xFFFFFFFF)))
+def test_format_manifest_checksums_of_any_keys_are_written_as_canonical_json(checksums: dict[str, int]) -> None:
+    text, _ = format_manifest(Manifest(crc32c=checksums, aliases={"crc32c": '{"crc32c":{'}), CONTENT)
+    assert text == canonical_json(json.loads(text))
+    assert json.loads(text).get("crc32c", {}) == {key: crc32c_hex(value) for key, value in checksums.items()}
 
 
 def test_format_manifest_other_checksums_take_the_same_length() -> None:

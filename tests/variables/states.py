@@ -12,8 +12,8 @@ import torch
 from torchsaver.formats.json_text import canonical_json
 from torchsaver.variables import state_tree
 from torchsaver.variables.optimizers.named_state import NamedState
+from torchsaver.variables.problems import Problems
 from torchsaver.variables.state_tree import tensor_keys, unflatten
-from torchsaver.variables.var_list import Problems
 
 
 def flatten(key: str, state: Any) -> tuple[Any, dict[str, torch.Tensor]]:

@@ -49,10 +49,10 @@ def cut_into_chunks(extents: Iterable[Extent]) -> list[Chunk]:
     owners: list[int] = []
     memory: list[memoryview] = []
     for owner, extent in enumerate(extents):
-        position, address = extent.start, extent.address
-        while position < extent.end:
+        position, stop, address = extent
+        while position < stop:
             # All pieces of an extent but the first have the same size: their checksums are joined the faster.
-            size = (extent.end - position - 1) % CHUNK_BYTES + 1
+            size = (stop - position - 1) % CHUNK_BYTES + 1
             if position != end or end - start + size > CHUNK_BYTES or len(sizes) == MOST_BUFFERS:
                 if sizes:
                     chunks.append(Chunk(start, end - start, sizes, owners, memory))
@@ -70,9 +70,12 @@ def cut_into_chunks(extents: Iterable[Extent]) -> list[Chunk]:
 
 def joined_by_owner(chunks: Sequence[Chunk], checksums: Iterable[Sequence[int]], count: int) -> list[int]:
     """Return the CRC-32C of each of `count` extents, from those of each chunk's pieces; 0 for an empty one."""
-    joined: list[int | None] = [None] * count
+    joined = dict.fromkeys(range(count), 0)
+    before = None
     for chunk, found in zip(chunks, checksums, strict=True):
-        for owner, size, checksum in zip(chunk.owners, chunk.sizes, found, strict=True):
-            before = joined[owner]
-            joined[owner] = checksum if before is None else joined_crc32c(before, checksum, size)
-    return [checksum or 0 for checksum in joined]
+        owner = chunk.owners[0]  # only this one can have begun in the chunk before
+        first = joined_crc32c(joined[owner], found[0], chunk.sizes[0]) if owner == before else found[0]
+        joined.update(zip(chunk.owners, found, strict=True))
+        joined[owner] = first
+        before = chunk.owners[-1]
+    return list(joined.values())

@@ -18,9 +18,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 from torchsaver.errors import CorruptCheckpointError, UnsupportedCheckpointError
-from torchsaver.formats.checksum import crc32c, crc32c_hex
+from torchsaver.formats.checksum import crc32c, crc32c_from_hexes, crc32c_hex, crc32c_hexes
 from torchsaver.formats.commit import Commit, commit_from_json, commit_to_json
-from torchsaver.formats.json_text import canonical_json, parse_json
+from torchsaver.formats.json_text import canonical_json, parse_json, quoted
 
 MANIFEST_KEY = "torchsaver"
 FORMAT_VERSION = 1
@@ -67,11 +67,25 @@ class Manifest:
 
 def format_manifest(manifest: Manifest, content: bytes) -> tuple[str, int]:
     """Return the manifest's text and its header checksum; `content` is what else the checksum covers, as JSON."""
-    text = canonical_json({**_to_json(manifest), "header_crc32c": crc32c_hex(0)})
+    fields = {**_to_json(manifest), "header_crc32c": crc32c_hex(0)}
+    text = canonical_json({**fields, "crc32c": {}} if manifest.crc32c else fields)
+    # What comes before it has no object in an object: this is the first.
+    before, empty, after = text.partition('"crc32c":{')
+    text = f"{before}{empty}{_members(manifest.crc32c)}{after}"
     own = _OWN_CHECKSUM.search(text)
     assert own is not None, "canonical JSON has sorted keys"
     checksum = _header_crc32c(text, own, content)
     return f"{text[: own.start(2)]}{crc32c_hex(checksum)}{text[own.end(2) :]}", checksum
+
+
+def _members(checksums: Mapping[str, int]) -> str:
+    """Return checksums by key as the inside of a canonical JSON object, of which there are tens of thousands."""
+    keys = names = sorted(checksums)
+    if len(quoted(all_keys := "".join(keys))) != len(all_keys) + 2:  # some need escapes
+        names = [quoted(key)[1:-1] for key in keys]
+    digits = crc32c_hexes([checksums[key] for key in keys])
+    members = '","'.join(map('":"'.join, zip(names, digits, strict=True)))
+    return f'"{members}"' if keys else ""
 
 
 def parse_manifest(text: str, content: bytes, keys: Iterable[str], path: str) -> tuple[Manifest, int]:
@@ -123,7 +137,6 @@ def _to_json(manifest: Manifest) -> dict[str, Any]:
         "versions": dict(manifest.versions),
         "time": manifest.time,
         "global_step": manifest.global_step,
-        "crc32c": dict(zip(manifest.crc32c, map(crc32c_hex, manifest.crc32c.values()), strict=True)),
         "aliases": dict(manifest.aliases),
         "complex128": sorted(manifest.complex128),
         "objects": dict(manifest.objects),
@@ -164,7 +177,7 @@ def _from_json(fields: Mapping[str, Any], path: str) -> Manifest:
 def _checksums(fields: Mapping[str, Any], name: str, path: str) -> dict[str, int]:
     texts = _object(fields, name, str, path)
     try:
-        return {key: int(text, 16) for key, text in texts.items()}
+        return dict(zip(texts, crc32c_from_hexes(list(texts.values())), strict=True))
     except ValueError as error:
         raise CorruptCheckpointError(path, 0, f"manifest: {name} holds {error}") from error
 
@@ -189,7 +202,7 @@ def _commit(fields: Mapping[str, Any], path: str) -> Commit | None:
 
 def _object(fields: Mapping[str, Any], name: str, kind: type, path: str) -> dict[str, Any]:
     value = fields.get(name, {})
-    if not isinstance(value, dict) or not all(isinstance(item, kind) for item in value.values()):
+    if not isinstance(value, dict) or not all(issubclass(each, kind) for each in set(map(type, value.values()))):
         _fail(path, f"{name} is not an object of {kind.__name__}")
     return dict(value)
 

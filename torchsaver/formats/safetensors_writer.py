@@ -81,14 +81,16 @@ class FilePlan:
             checksums = self._by_key(self._write_dense(out, len(blank)))
             for spec in self._streamed:
                 checksums[spec.key] = _stream(out, len(blank) + spec.start, tensors[spec.key])
-            head, header_crc32c = self._head(replace(manifest, crc32c=checksums))
+            head, header_crc32c = self._head(replace(manifest, crc32c=checksums), is_within_limits=True)
             assert len(head) == len(blank), "checksums have a fixed width"
         out.write(0, [head])
         return header_crc32c
 
-    def _head(self, manifest: Manifest) -> tuple[bytes, int]:
+    def _head(self, manifest: Manifest, *, is_within_limits: bool = False) -> tuple[bytes, int]:
         text, header_crc32c = format_manifest(manifest, self.layout.content)
         head = header.format_header(self.layout, {**_STRINGS, MANIFEST_KEY: text})
+        if is_within_limits:
+            return head, header_crc32c
         reason = header.why_not_readable(head, len(self.layout.specs) + len(_STRINGS) + 2) or why_too_large(text)
         if reason is not None:
             raise ValueError(f"the header could not be read back: {reason}; save fewer keys or less metadata")

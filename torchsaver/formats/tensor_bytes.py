@@ -7,6 +7,7 @@ on another device) goes through buffers (staging), so that memory stays bounded 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -30,11 +31,12 @@ def dtype_text(dtype: torch.dtype) -> str:
 
 def why_not_storable(tensor: torch.Tensor) -> str | None:
     """Return why this tensor has no bytes to store or to fill, with the remedy; None when it has."""
-    if torch.nn.parameter.is_lazy(tensor):
+    has_plain_memory = _has_plain_memory(type(tensor))
+    if not has_plain_memory and torch.nn.parameter.is_lazy(tensor):
         return "is a lazy parameter without a shape yet; run one forward pass first"
     if tensor.is_meta:
         return "is on the meta device and has no values; give it memory with to_empty() first"
-    if type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
+    if not has_plain_memory:
         return f"is a {type(tensor).__name__}, which keeps its values elsewhere; pass a plain tensor (gather it first)"
     if tensor.is_nested or tensor.layout != torch.strided:
         layout = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
@@ -46,40 +48,47 @@ def why_not_storable(tensor: torch.Tensor) -> str | None:
 
 def _why_not_described(tensor: torch.Tensor) -> str | None:
     """Return why the header has no words for this dtype or shape."""
-    if tensor.dtype not in DTYPE_NAMES and tensor.dtype != torch.complex128:
-        return f"has dtype {dtype_text(tensor.dtype)}, for which safetensors has no name; convert it first"
-    if tensor.dim() == 0 and DTYPE_NAMES.get(tensor.dtype) == "F4":
-        return f"is a scalar of {dtype_text(tensor.dtype)}, which holds two values; reshape it to [1]"
-    if tensor.dim() + (tensor.dtype == torch.complex128) > MAX_RANK:
-        return f"has {tensor.dim()} dimensions, and {MAX_RANK} can be read back; reshape it first"
+    dtype, rank = tensor.dtype, tensor.dim()
+    name = DTYPE_NAMES.get(dtype)
+    if name is None and dtype != torch.complex128:
+        return f"has dtype {dtype_text(dtype)}, for which safetensors has no name; convert it first"
+    if rank == 0 and name == "F4":
+        return f"is a scalar of {dtype_text(dtype)}, which holds two values; reshape it to [1]"
+    if rank + (name is None) > MAX_RANK:
+        return f"has {rank} dimensions, and {MAX_RANK} can be read back; reshape it first"
     return None
 
 
-def footprint(tensors: Iterable[torch.Tensor]) -> tuple[list[Any], ...] | None:
+def footprint(tensors: Iterable[torch.Tensor]) -> list[Any] | None:
     """Return what tells tensors from themselves at another place, of another shape or dtype: equal if none has changed.
 
     None when one of them is not a plain strided tensor, of which all that could not be told.
     """
     some = list(tensors)
-    types = list(map(type, some))
-    if not all(map(_has_plain_memory, set(types))) or set(map(_layout, some)) - {torch.strided}:
+    if not all(map(_has_plain_memory, set(map(type, some)))):
         return None
-    if any(map(_is_nested, some)):
+    try:
+        # All of one tensor at a time: tens of thousands of them do not stay in the processor's cache.
+        places = [
+            (
+                type(each),
+                each.data_ptr(),
+                each.untyped_storage().nbytes(),
+                each.is_cpu or each.device,
+                each.dtype,
+                each.shape,
+                each.is_contiguous() or each.stride(),
+                each.is_conj(),
+                each.is_neg(),
+            )
+            for each in some
+        ]
+    except RuntimeError:  # sparse and opaque tensors have no storage, and nested ones no shape
         return None
-    contiguous = list(map(torch.Tensor.is_contiguous, some))
-    lazy = [list(map(torch.Tensor.is_conj, some)), list(map(torch.Tensor.is_neg, some))]
-    strides = [tensor.stride() for tensor, is_plain in zip(some, contiguous, strict=True) if not is_plain]
-    places = [list(map(torch.Tensor.data_ptr, some)), list(map(_device, some))]
-    places.append(list(map(torch.UntypedStorage.nbytes, map(torch.Tensor.untyped_storage, some))))
-    places.append([torch.is_inference_mode_enabled()])  # decides whether an inference tensor may be written to
-    return (types, *places, list(map(_dtype, some)), list(map(_shape, some)), contiguous, *lazy, strides)
+    return [torch.is_inference_mode_enabled(), *places]  # the mode decides whether an inference tensor is writable
 
 
-_layout, _device, _dtype, _shape, _is_nested = (
-    getattr(torch.Tensor, name).__get__ for name in ("layout", "device", "dtype", "shape", "is_nested")
-)
-
-
+@lru_cache(maxsize=64)
 def _has_plain_memory(kind: type[torch.Tensor]) -> bool:
     is_lazy = issubclass(kind, (torch.nn.UninitializedParameter, torch.nn.UninitializedBuffer))
     return not is_lazy and kind.__torch_dispatch__ is torch.Tensor.__torch_dispatch__
@@ -111,8 +120,9 @@ def _overlaps_itself(tensor: torch.Tensor) -> bool:
 
 def span(tensor: torch.Tensor) -> int:
     """Return how many elements of its storage a tensor reaches over, from its first to its last."""
-    if tensor.numel() == 0 or tensor.is_contiguous():
-        return tensor.numel()
+    elements = tensor.numel()
+    if elements == 0 or tensor.is_contiguous():
+        return elements
     return 1 + sum(stride * (size - 1) for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
 
 
@@ -132,7 +142,7 @@ def stored_spec(tensor: torch.Tensor) -> tuple[str, list[int]]:
 
 def is_dense(tensor: torch.Tensor) -> bool:
     """Return whether the tensor's memory is its row-major values, on the CPU."""
-    return tensor.device.type == "cpu" and tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg()
+    return tensor.is_cpu and tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg()
 
 
 def byte_view(tensor: torch.Tensor) -> memoryview:

@@ -98,8 +98,8 @@ class TensorFile:
         """
         if stored := self.manifest.crc32c:  # of every tensor, or of none
             found = self.checksums(specs, chunks)
-            for spec, checksum in zip(specs, found, strict=True):
-                if stored.get(spec.key) != checksum:
+            if found != [stored.get(spec.key) for spec in specs]:
+                for spec, checksum in zip(specs, found, strict=True):
                     self.compare(spec, checksum)
 
     def compare(self, spec: TensorSpec, found: int) -> None:

@@ -14,8 +14,8 @@ from torchsaver.formats.json_text import require_json
 from torchsaver.formats.tensor_bytes import why_not_storable
 from torchsaver.formats.torch_file import MOST_DEPTH, TorchFile, children
 from torchsaver.variables.optimizers.named_optimizer import is_usual
+from torchsaver.variables.problems import Problems
 from torchsaver.variables.state_tree import flatten
-from torchsaver.variables.var_list import Problems
 
 NOTHING = object()
 _ALONE = "optimizer"  # the path of an optimizer's state that is all there is

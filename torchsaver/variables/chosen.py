@@ -10,7 +10,7 @@ import torch
 from torchsaver.errors import VarListError
 from torchsaver.variables.objects import require_storable_objects
 from torchsaver.variables.swapped import is_any_swapped, where_held
-from torchsaver.variables.var_list import Entry, Slots, read_var_list, resolve
+from torchsaver.variables.var_list import Entry, Slots, read_var_list, resolve, tensors_alone
 
 
 class ChosenVariables:
@@ -34,6 +34,7 @@ class ChosenVariables:
         self._names_from = names_from
         self._allow_empty = allow_empty
         self._entries: list[Entry] | None = None
+        self._tensors: dict[str, torch.Tensor] | None = None  # if there is nothing else, and nothing to look up
         if not defer:
             self.build()
 
@@ -52,7 +53,7 @@ class ChosenVariables:
         slots = resolve(entries)
         require_storable_objects(slots)  # what cannot be stored shows now, not at the first save
         self._require_something(slots)
-        self._entries = entries
+        self._entries, self._tensors = entries, tensors_alone(entries)
         self._var_list = None  # a generator is used up
 
     def now(self) -> Slots:
@@ -64,7 +65,7 @@ class ChosenVariables:
         """
         if self._entries is None:
             raise RuntimeError("this Saver was made with defer_build=True; call build() first")
-        slots = resolve(self._entries)
+        slots = resolve(self._entries) if self._tensors is None else Slots(dict(self._tensors))
         self._require_something(slots)
         return _where_held_now(slots) if is_any_swapped() else slots
 

@@ -12,10 +12,11 @@ import torch
 from torchsaver.formats.tensor_bytes import footprint, why_not_storable
 from torchsaver.variables.optimizers.named_optimizer import NamedOptimizer
 from torchsaver.variables.optimizers.schedulers import fit_schedulers
+from torchsaver.variables.problems import Problems
 from torchsaver.variables.rng import RNGState
 from torchsaver.variables.state_tree import flatten
 from torchsaver.variables.swapped import is_any_swapped, where_held
-from torchsaver.variables.var_list import Problems, Slots, Stateful
+from torchsaver.variables.var_list import Slots, Stateful
 
 _Result = TypeVar("_Result")
 

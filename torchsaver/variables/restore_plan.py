@@ -144,9 +144,11 @@ def plan_restore(
     dtypes: list[tuple[str, str, str]] = []
     targets: list[tuple[str, str]] = []
     names = _names_by_slot(slots)
-    renamed = _renamed(names, checkpoint) if through_wrappers else {}
+    hits = {name: checkpoint.find(name) for own in names.values() for name in own}
+    if through_wrappers:
+        hits.update((name, checkpoint.find(stored)) for name, stored in _renamed(names, hits, checkpoint).items())
     for key, tensor in slots.tensors.items():
-        found = [(name, *hit) for name in names[key] if (hit := checkpoint.find(renamed.get(name, name))) is not None]
+        found = [(name, *hit) for name in names[key] if (hit := hits[name]) is not None]
         if not found:
             plan.missing.append(key)
             continue
@@ -161,7 +163,7 @@ def plan_restore(
         elif not _fits(stored.shape, tensor.shape, reshape):
             shapes.append((key, list(stored.shape), list(tensor.shape)))
     for key, layout in slots.layouts.items():
-        if (hit := checkpoint.find(renamed.get(key, key))) is None:
+        if (hit := hits[key]) is None:
             plan.missing.append(key)
             continue
         plan.sources[key], stored = hit
@@ -189,9 +191,9 @@ def _names_by_slot(slots: Slots) -> dict[str, list[str]]:
     return names
 
 
-def _renamed(names: Mapping[str, list[str]], checkpoint: Checkpoint) -> dict[str, str]:
+def _renamed(names: Mapping[str, list[str]], hits: Mapping[str, Any], checkpoint: Checkpoint) -> dict[str, str]:
     """Return {name: stored key} of slots that are stored under a name with other wrappers only."""
-    absent = [own for own in names.values() if all(checkpoint.find(name) is None for name in own)]
+    absent = [own for own in names.values() if all(hits[name] is None for name in own)]
     if not absent:
         return {}
     wanted = {name for own in names.values() for name in own}

@@ -15,7 +15,7 @@ import torch
 from torchsaver.formats.json_text import canonical_json, is_unicode
 from torchsaver.variables import numpy_values
 from torchsaver.variables.optimizers.named_state import NamedState
-from torchsaver.variables.var_list import Problems
+from torchsaver.variables.problems import Problems
 
 _PLAIN_INT_LIMIT = 1 << 63  # larger ones are not read alike by every JSON reader
 _STORABLE = (

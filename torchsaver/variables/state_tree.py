@@ -23,8 +23,8 @@ import torch
 from torchsaver.formats.json_text import MAX_DEPTH, depth
 from torchsaver.variables import numpy_values
 from torchsaver.variables.optimizers.named_state import NamedState, named_state_of
+from torchsaver.variables.problems import Problems
 from torchsaver.variables.state_encoder import StateEncoder
-from torchsaver.variables.var_list import Problems
 
 _TensorOf: TypeAlias = Callable[[str], torch.Tensor]
 

@@ -6,19 +6,19 @@ up anew, so that `module.to()`, `load_state_dict(assign=True)` or a layer added 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 
-from torchsaver.errors import VarListError, VarListTypeError
 from torchsaver.formats.json_text import is_unicode
 from torchsaver.variables.collection import Collection, current_collection
 from torchsaver.variables.mapping.layouts import Layout
 from torchsaver.variables.optimizers.named_optimizer import NamedOptimizer, is_usual
 from torchsaver.variables.optimizers.parameter_names import name_parameters
-from torchsaver.variables.places import Place, PlacedLayout, PlacedOptimizer, Places, join_key, named_tensors
+from torchsaver.variables.places import Place, PlacedLayout, PlacedOptimizer, Places, join_key
+from torchsaver.variables.problems import Problems
 from torchsaver.variables.wrappers import clean_names, owner_of_extra_state, without_parametrization
 
 RESERVED_KEY = "__metadata__"  # safetensors' own: a tensor of that name makes a file nobody can read
@@ -71,24 +71,6 @@ class Slots:
 
     def __bool__(self) -> bool:
         return bool(self.tensors or self.objects or self.layouts)
-
-
-class Problems:
-    """Collects what is wrong with a var_list and its values; raises once, with all of it."""
-
-    def __init__(self) -> None:
-        self._lines: list[str] = []
-        self._has_type_problem = False
-
-    def add(self, line: str, *, wrong_type: bool = False) -> None:
-        """Note a problem; `wrong_type` if it is one of a value's or key's type."""
-        self._lines.append(line)
-        self._has_type_problem |= wrong_type
-
-    def raise_if_any(self) -> None:
-        """Raise VarListError with every problem noted, VarListTypeError if one is of a type; nothing without any."""
-        if self._lines:
-            raise (VarListTypeError if self._has_type_problem else VarListError)(self._lines)
 
 
 def read_var_list(var_list: Any, names_from: torch.nn.Module | None = None) -> list[Entry]:
@@ -150,9 +132,8 @@ def resolve(entries: Iterable[Entry]) -> Slots:
         VarListError: A key stands twice, one tensor stands under two keys of the user's, or a module's value is a copy.
     """
     entries = list(entries)
-    tensors = {entry.key: entry.value for entry in entries if isinstance(entry.value, torch.Tensor)}
-    if len(tensors) == len(entries) == len(set(map(id, tensors.values()))):
-        return Slots(tensors)  # nothing to look for; there can be tens of thousands, and going through them takes 3x
+    if (tensors := tensors_alone(entries)) is not None:
+        return Slots(tensors)
     resolution = _Resolution()
     # Tensors given by themselves come first: a module that has one of them too adds another name, whatever the order.
     for entry in sorted(entries, key=lambda entry: isinstance(entry.value, torch.nn.Module)):
@@ -160,6 +141,12 @@ def resolve(entries: Iterable[Entry]) -> Slots:
     resolution.name_optimizers()
     resolution.problems.raise_if_any()
     return resolution.slots
+
+
+def tensors_alone(entries: Sequence[Entry]) -> dict[str, torch.Tensor] | None:
+    """Return the tensors of entries that are nothing else, each under one key: what `resolve` will always find."""
+    tensors = {entry.key: entry.value for entry in entries if isinstance(entry.value, torch.Tensor)}
+    return tensors if len(tensors) == len(entries) == len(set(map(id, tensors.values()))) else None
 
 
 class _Resolution:
@@ -236,7 +223,8 @@ def _resolve_module(
     prefix: str, module: torch.nn.Module, slots: Slots, keys: dict[int, str], problems: Problems
 ) -> None:
     """Add a module's state_dict() entries; a tensor with several names in modules is tied, and gets aliases."""
-    live = {id(tensor) for _, tensor in named_tensors(module)}
+    parts = [tensors for part in module.modules() for tensors in (part._parameters, part._buffers)]
+    live = {id(tensor) for tensors in parts for tensor in tensors.values()} - {id(None)}
     values = module.state_dict(keep_vars=True)
     clean = clean_names(module, values)
     for name, value in values.items():
@@ -247,7 +235,7 @@ def _resolve_module(
             continue
         if name.rpartition(".")[2] == "_extra_state":
             slots.objects[key] = _ExtraState(owner_of_extra_state(module, name.rpartition(".")[0]))
-        elif not isinstance(value, torch.Tensor) or id(value) not in live:
+        elif id(value) not in live:
             problems.add(
                 f"{key!r}: state_dict() gives a copy, so a restore would change nothing; save its tensors by key"
             )
@@ -314,7 +302,7 @@ def _is_good_value(key: str, value: Any, problems: Problems) -> bool:
 
 
 def _is_free(key: str, slots: Slots, problems: Problems) -> bool:
-    if any(key in keys for keys in (slots.tensors, slots.aliases, slots.objects, slots.layouts)):
+    if key in slots.tensors or key in slots.aliases or key in slots.objects or key in slots.layouts:
         problems.add(f"{key!r} is the key of two values; name one of them otherwise")
         return False
     return True

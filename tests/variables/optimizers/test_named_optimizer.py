@@ -19,8 +19,8 @@ from torchsaver.formats.manifest import Manifest
 from torchsaver.storage.checkpoint_files import write_checkpoint
 from torchsaver.variables.optimizers.named_optimizer import NamedOptimizer, named
 from torchsaver.variables.optimizers.named_state import NamedState
+from torchsaver.variables.problems import Problems
 from torchsaver.variables.state_tree import flatten
-from torchsaver.variables.var_list import Problems
 
 
 @pytest.fixture(autouse=True)

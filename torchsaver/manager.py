@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -50,7 +50,7 @@ class ManagerRules(Rules):
         """Return the window after a save: `record` is its newest, and all that is too much is doomed."""
         window = with_newest(window, record)
         excess = 0 if self.max_to_keep is None else max(0, len(window.last) - self.max_to_keep)
-        return replace(window, last=window.last[excess:], doomed=(*window.doomed, *window.last[:excess]))
+        return window._replace(last=window.last[excess:], doomed=(*window.doomed, *window.last[:excess]))
 
     def choose(self, window: Window) -> tuple[Window, list[Decision]]:
         """Return the window with nothing doomed any more, and what becomes of each that was."""
@@ -61,11 +61,11 @@ class ManagerRules(Rules):
             hours = f"{self.every_n_hours:g} hours after the last one that was kept"
             reason = hours if keep else "older than the last max_to_keep checkpoints"
             decisions.append(Decision(record, keep=keep, reason=reason))
-        return replace(window, doomed=(), next_kept_time=kept_time), decisions
+        return window._replace(doomed=(), next_kept_time=kept_time), decisions
 
     def recover(self, window: Window, records: Iterable[Record]) -> Window:
         """Return the window of a manager that goes on with `records`, all of them until the next save."""
-        return replace(window, last=tuple(records), doomed=())
+        return window._replace(last=tuple(records), doomed=())
 
     def plan(self, window: Window) -> list[Decision]:
         """Return what stays and goes of all that is remembered, oldest first."""

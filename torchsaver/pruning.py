@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torchsaver import arguments
 from torchsaver.errors import nearest_keys, nearest_text
@@ -127,7 +127,7 @@ def _decided(directory: str, search: Search, rotation: Rotation) -> list[Decisio
     for name in search.listing.names:
         decision = decisions.get(name) or _left_alone(directory, name, damaged=name in damaged)
         if not decision.keep and (alias := aliases.get(decision.record.identity)) is not None:
-            decision = replace(decision, keep=True, reason=f"{alias} is another name of it")
+            decision = decision._replace(keep=True, reason=f"{alias} is another name of it")
         if paths.find_checkpoint(os.path.join(directory, name)) is not None:
             found.append(decision)
     return found
@@ -146,4 +146,4 @@ def _pruned(decisions: list[Decision]) -> list[Pruned]:
 
 def _not_removed(pruned: Pruned) -> Pruned:
     reason = "it could not be removed; it is not listed any more"
-    return Pruned(replace(pruned.decision, keep=True, reason=reason), 0)
+    return Pruned(pruned.decision._replace(keep=True, reason=reason), 0)

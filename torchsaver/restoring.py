@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -28,8 +28,7 @@ _HALF_DONE = "some tensors may have their new values by now, and some not; resto
 _ALIGNMENT = 16  # bytes: the largest item, complex128, so that every dtype can be viewed in a scratch copy
 
 
-@dataclass(frozen=True)
-class FilePart:
+class FilePart(NamedTuple):
     """What a restore reads from one file of the checkpoint, by its number, in the order of the file.
 
     Attributes:

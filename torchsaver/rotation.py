@@ -11,7 +11,7 @@ import math
 import os
 import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from torchsaver import leftovers
 from torchsaver.errors import CorruptCheckpointError, UnsupportedCheckpointError
@@ -35,8 +35,7 @@ logger = logging.getLogger("torchsaver")
 _BELIEVABLE = 1 << 62  # a sequence beyond was not counted up by us
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(NamedTuple):
     """What a save will do to the list: decided before anything is written, carried out by `Rotation.commit`."""
 
     newest: Record
@@ -167,7 +166,7 @@ class Rotation:
         if self._window is plan.before or not self._rules.remembers:
             return plan
         window = self._rules.record_save(self._window, plan.newest)
-        return replace(plan, before=self._window, window=window, listed=window.last)
+        return plan._replace(before=self._window, window=window, listed=window.last)
 
     def _take(self, plan: Plan, left: Mapping[str, Commit]) -> None:
         """Make the outcome of a committed save this saver's own; what is `left`, by identity, is to go."""
@@ -217,7 +216,7 @@ class Rotation:
             own = windows.record_of(prefix, record.identity, read_manifest(prefix))
         except (OSError, CorruptCheckpointError, UnsupportedCheckpointError):
             return record
-        return own if math.isfinite(own.time) else replace(own, time=saved)
+        return own if math.isfinite(own.time) else own._replace(time=saved)
 
     # ---- removal
 
@@ -231,7 +230,7 @@ class Rotation:
         reason = None if decision.keep else self._why_left_alone(decision.record, directory)
         if reason is None and not decision.keep and is_pinned(decision.record.identity):
             reason = f"another process is reading it; later, it is {decision.reason}"
-        return decision if reason is None else replace(decision, keep=True, reason=reason)
+        return decision if reason is None else decision._replace(keep=True, reason=reason)
 
     def take(self, records: Iterable[Record]) -> None:
         """Remember `records`, oldest first, and nothing else."""
@@ -245,7 +244,7 @@ class Rotation:
                 return None
             write_state(listing.path, listing.state_without({record.identity for record in goes}))
             last = tuple(record for record in self._window.last if record not in goes)
-            self._window = replace(self._window, last=last, doomed=tuple(goes))
+            self._window = self._window._replace(last=last, doomed=tuple(goes))
             self._remove_old(directory)
         return list(self._window.doomed)
 

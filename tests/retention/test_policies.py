@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -195,7 +194,7 @@ def test_save_over_a_checkpoint_makes_it_the_newest_with_its_new_metrics() -> No
 
 def test_recover_marks_only_the_last_as_resumed_and_dooms_what_is_not_kept() -> None:
     rules = policy_rules([Pinned(), Latest(1)])
-    records = [replace(_record(1), is_resumed=True), _record(2), _record(3)]
+    records = [_record(1)._replace(is_resumed=True), _record(2), _record(3)]
     window = rules.recover(Window(doomed=(_record(9),)), records)
     assert (_names(window.last), _names(window.doomed)) == (["m-3"], ["m-1", "m-2"])
     assert window.last[0].is_resumed
@@ -279,7 +278,7 @@ def test_any_saves_never_let_go_what_a_policy_keeps_of_the_list_nor_the_newest(
         window = rules.record_save(window, record)
         assert {r.identity for r in window.last} == wanted
         assert {r.identity for r in window.doomed} == {r.identity for r in before} - wanted
-        assert all(decision.keep for decision in rules.plan(replace(window, doomed=())))  # what is left is all kept
+        assert all(decision.keep for decision in rules.plan(window._replace(doomed=())))  # what is left is all kept
         window, _ = rules.choose(window)
         assert window.last[-1] == record
 

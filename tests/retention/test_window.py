@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -70,7 +69,7 @@ def test_retention_of_any_saves_is_what_tf_does(
     now = 1000.0
     tf = TFSaver(now, max_to_keep, hours, recovered)
     rules = TFRules(max_to_keep, hours)
-    window = replace(rules.open_window(now), last=tuple(_record(name, time) for name, time in recovered))
+    window = rules.open_window(now)._replace(last=tuple(_record(name, time) for name, time in recovered))
     deleted, kept = [], []
     for name, quarters in steps:
         now += quarters * SECS_PER_HOUR / 4

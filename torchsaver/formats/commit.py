@@ -7,16 +7,14 @@ proves of a file that no state file lists that it is a leftover: neither names n
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torchsaver.formats.checksum import crc32c_hex
 
 MAX_SEQUENCE = (1 << 63) - 1
 
 
-@dataclass(frozen=True)
-class Commit:
+class Commit(NamedTuple):
     """The record of one save.
 
     Attributes:

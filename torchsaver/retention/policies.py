@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import KW_ONLY, dataclass
 from pathlib import PurePath
 
 from torchsaver.retention.window import SECS_PER_HOUR, Decision, Policy, Record, Rules, Window, with_newest
@@ -176,14 +176,14 @@ class PolicyRules(Rules):
 
     def choose(self, window: Window) -> tuple[Window, list[Decision]]:
         """Return the window with nothing doomed any more, and that all that was goes."""
-        return replace(window, doomed=()), [self._goes(record) for record in window.doomed]
+        return window._replace(doomed=()), [self._goes(record) for record in window.doomed]
 
     def recover(self, window: Window, records: Iterable[Record]) -> Window:
         """Return the window of a saver that goes on with `records`, oldest first, from the last of them."""
-        last = [replace(record, is_resumed=False) for record in records]
+        last = [record._replace(is_resumed=False) for record in records]
         if last:
-            last[-1] = replace(last[-1], is_resumed=True)
-        return self._sorted_out(replace(window, doomed=()), last)
+            last[-1] = last[-1]._replace(is_resumed=True)
+        return self._sorted_out(window._replace(doomed=()), last)
 
     def plan(self, window: Window) -> list[Decision]:
         """Return what stays and goes of all that is remembered, the doomed first, then oldest first."""
@@ -202,7 +202,7 @@ class PolicyRules(Rules):
         reasons = self._reasons(last)
         doomed = tuple(record for record in last if record.identity not in reasons)
         kept = tuple(record for record in last if record.identity in reasons)
-        return replace(window, last=kept, doomed=(*window.doomed, *doomed))
+        return window._replace(last=kept, doomed=(*window.doomed, *doomed))
 
     def _reasons(self, last: Sequence[Record]) -> dict[str, str]:
         """Return {identity: why it stays}."""

@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from torchsaver.formats.manifest import Manifest
 
 SECS_PER_HOUR = 3600.0
 
 
-@dataclass(frozen=True)
-class Record:
+class Record(NamedTuple):
     """One checkpoint: its prefix as the user gave it, when it was saved, and what makes two spellings the same.
 
     Attributes:
@@ -35,7 +34,7 @@ class Record:
     time: float
     identity: str
     step: int | None = None
-    metrics: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, float] = {}
     is_resumed: bool = False
 
     @property
@@ -50,8 +49,7 @@ def record_of(prefix: str, identity: str, manifest: Manifest) -> Record:
     return Record(prefix, saved, identity, manifest.global_step, manifest.metrics)
 
 
-@dataclass(frozen=True)
-class Window:
+class Window(NamedTuple):
     """What a saver remembers: `last`, oldest first; `doomed`, which have left it; the next mark of the hours grid."""
 
     last: tuple[Record, ...] = ()
@@ -59,8 +57,7 @@ class Window:
     next_kept_time: float = math.inf  # seconds since the epoch
 
 
-@dataclass(frozen=True)
-class Decision:
+class Decision(NamedTuple):
     """What becomes of a checkpoint, and why."""
 
     record: Record
@@ -162,8 +159,8 @@ class TFRules(Rules):
             return window
         oldest, *rest = window.last
         if any(r.identity == oldest.identity for r in rest):  # a recovered list may hold it under two spellings
-            return replace(window, last=tuple(rest))
-        return replace(window, last=tuple(rest), doomed=(*window.doomed, oldest))
+            return window._replace(last=tuple(rest))
+        return window._replace(last=tuple(rest), doomed=(*window.doomed, oldest))
 
     def choose(self, window: Window) -> tuple[Window, list[Decision]]:
         """Return the window with nothing doomed any more, and what becomes of each that was."""
@@ -177,7 +174,7 @@ class TFRules(Rules):
             else:
                 reason = "older than the last max_to_keep checkpoints"
                 decisions.append(Decision(record, keep=False, reason=reason))
-        return replace(window, doomed=(), next_kept_time=mark), decisions
+        return window._replace(doomed=(), next_kept_time=mark), decisions
 
     def recover(self, window: Window, records: Iterable[Record]) -> Window:
         """Return the window of a saver that goes on after a restart: of `records` the last `max_to_keep`."""
@@ -185,7 +182,7 @@ class TFRules(Rules):
             return window
         every = tuple(records)
         start = max(0, len(every) - self.max_to_keep)
-        return replace(window, last=every[start:], doomed=every[:start])
+        return window._replace(last=every[start:], doomed=every[:start])
 
     def plan(self, window: Window) -> list[Decision]:
         """Return what stays and goes of all that is remembered, oldest first."""
@@ -196,21 +193,21 @@ class TFRules(Rules):
 def with_newest(window: Window, record: Record) -> Window:
     """Return the window with `record` as its newest, and nowhere else."""
     last = (*(r for r in window.last if r.identity != record.identity), record)
-    return replace(window, last=last, doomed=tuple(r for r in window.doomed if r.identity != record.identity))
+    return window._replace(last=last, doomed=tuple(r for r in window.doomed if r.identity != record.identity))
 
 
 def doom_again(window: Window, records: Iterable[Record]) -> Window:
     """Return the window with `records`, whose removal failed, doomed once more."""
-    return replace(window, doomed=(*records, *window.doomed))
+    return window._replace(doomed=(*records, *window.doomed))
 
 
 def forget_doomed(window: Window, record: Record) -> Window:
     """Return the window without `record`, which has been seen to, among the doomed."""
-    return replace(window, doomed=tuple(other for other in window.doomed if other is not record))
+    return window._replace(doomed=tuple(other for other in window.doomed if other is not record))
 
 
 def adopt(window: Window, records: Iterable[Record]) -> Window:
     """Return the window with older `records` before what it holds."""
     known = {record.identity for record in (*window.last, *window.doomed)}
     older = tuple(record for record in records if record.identity not in known)
-    return replace(window, last=(*older, *window.last))
+    return window._replace(last=(*older, *window.last))

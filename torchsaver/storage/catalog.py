@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from torchsaver.errors import CorruptCheckpointError, UnsupportedCheckpointError
 from torchsaver.formats.commit import Commit
@@ -24,8 +24,7 @@ from torchsaver.storage.state_file import CheckpointState, parse_state_data, rea
 _HEAD_BYTES = 1 << 20
 
 
-@dataclass(frozen=True)
-class Listing:
+class Listing(NamedTuple):
     """What a state file says of its own directory.
 
     Attributes:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 
@@ -12,8 +13,7 @@ from torchsaver.variables.mapping.layouts import Layout
 from torchsaver.variables.wrappers import clean_names
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """An attribute of a module, `path` being dotted: the tensor that is there now, not the one that was."""
 
     owner: torch.nn.Module
@@ -29,8 +29,7 @@ class Place:
         return value if isinstance(value, torch.Tensor) else None
 
 
-@dataclass(frozen=True)
-class PlacedLayout:
+class PlacedLayout(NamedTuple):
     """A Layout of tensors that are looked up anew: those whose place in a module is known."""
 
     layout: Layout
@@ -48,8 +47,7 @@ class PlacedLayout:
         return replace(self.layout, tensors=tensors) if len(tensors) == len(found) else None
 
 
-@dataclass(frozen=True)
-class PlacedOptimizer:
+class PlacedOptimizer(NamedTuple):
     """An optimizer, and the modules in which names of its parameters are looked up anew, by their prefixes."""
 
     optimizer: torch.optim.Optimizer

@@ -6,7 +6,7 @@ import contextlib
 import threading
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import torch
 
@@ -96,8 +96,7 @@ def _memory(tensor: torch.Tensor) -> tuple[Any, ...]:
     return tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
 
 
-@dataclass(frozen=True)
-class _Item:
+class _Item(NamedTuple):
     """A value of a dict of tensors: the one that is there now."""
 
     mapping: Mapping[str, Any]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import torch
 
@@ -52,8 +52,7 @@ class _ExtraState:
 EntryValue: TypeAlias = "torch.Tensor | Place | Layout | PlacedLayout | PlacedOptimizer | torch.nn.Module | Stateful"
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """One value of var_list under its key; a module's key is put before its own keys, and may be empty."""
 
     key: str

@@ -100,6 +100,7 @@ def tf_saver(path: str, imported: Action) -> Toy:
     imported()
     tf.disable_eager_execution()
     tf.logging.set_verbosity(tf.logging.ERROR)
+    tf.reset_default_graph()  # it is made a second time, for the file system in memory
     tf.get_variable("v1", [3], initializer=tf.zeros_initializer)
     tf.get_variable("v2", [2], initializer=tf.zeros_initializer)
     saver, session = tf.train.Saver(), tf.Session()

@@ -205,8 +205,10 @@ def _prune(arguments: argparse.Namespace) -> Answer:
         )
     except pruning.UnknownNameError as error:
         arguments.usage_error(visible(str(error)))
-    rows = [{**vars(pruned.decision), "freed_bytes": pruned.freed_bytes} for pruned in found]
-    rows = [{"save_path": row.pop("record").prefix, **row} for row in rows]
+    rows = [
+        {"save_path": decision.save_path, "keep": decision.keep, "reason": decision.reason, "freed_bytes": freed_bytes}
+        for decision, freed_bytes in found
+    ]
     if arguments.json:
         return Answer(0, [json_text({"path": arguments.path, "dry_run": arguments.dry_run, "checkpoints": rows})])
     return Answer(0, report_text.prune_lines(rows, is_dry_run=arguments.dry_run))

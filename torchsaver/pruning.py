@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from torchsaver import arguments
 from torchsaver.errors import nearest_keys, nearest_text
@@ -19,8 +19,7 @@ from torchsaver.storage.catalog import checkpoint_names
 from torchsaver.storage.checkpoint_files import bytes_to_free
 
 
-@dataclass(frozen=True)
-class Pruned:
+class Pruned(NamedTuple):
     """What becomes of a checkpoint, and the bytes on the disk that go with it; 0 for one that stays."""
 
     decision: Decision

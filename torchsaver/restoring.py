@@ -14,7 +14,7 @@ import torch
 from torchsaver.errors import CorruptCheckpointError, MismatchError
 from torchsaver.formats.chunks import Chunk, Extent, cut_into_chunks
 from torchsaver.formats.safetensors_header import FileLayout, TensorSpec
-from torchsaver.formats.tensor_bytes import footprint, is_dense, note_new_values, row_major_crc32c, span
+from torchsaver.formats.tensor_bytes import footprint, is_dense, note_new_values, row_major_crc32c, span_bytes
 from torchsaver.formats.tensor_file import TensorFile
 from torchsaver.reader import CheckpointReader
 from torchsaver.stored_tensor import StoredTensor
@@ -306,13 +306,13 @@ def _overlapping(slots: Slots, plan: RestorePlan) -> list[list[tuple[str, int]]]
 def _reach(tensor: torch.Tensor) -> tuple[int, int]:
     """Return the bytes of memory, as addresses [start, end), that a tensor reaches over."""
     start = tensor.data_ptr()
-    return start, start + span(tensor) * tensor.element_size()
+    return start, start + span_bytes(tensor)
 
 
 def _same_view(tensor: torch.Tensor, scratch: torch.Tensor, start: int) -> torch.Tensor:
     """Return the view of `scratch`, which stands for the memory from `start` on, that `tensor` is of its own."""
     offset = tensor.data_ptr() - start
-    memory = scratch[offset : offset + span(tensor) * tensor.element_size()].view(tensor.dtype)
+    memory = scratch[offset : offset + span_bytes(tensor)].view(tensor.dtype)
     view = memory.as_strided(tensor.shape, tensor.stride())
     view = view.conj() if tensor.is_conj() else view
     return view._neg_view() if tensor.is_neg() else view

@@ -41,7 +41,7 @@ def why_not_storable(tensor: torch.Tensor) -> str | None:
     if tensor.is_nested or tensor.layout != torch.strided:
         layout = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
         return f"has the layout {layout}, and only dense tensors can be stored; use to_dense() or store its parts"
-    if tensor.untyped_storage().nbytes() < (tensor.storage_offset() + span(tensor)) * tensor.element_size():
+    if tensor.untyped_storage().nbytes() < tensor.storage_offset() * tensor.element_size() + span_bytes(tensor):
         return "has no memory any more (its storage was freed, as sharded training does); gather it first"
     return _why_not_described(tensor)
 
@@ -118,12 +118,12 @@ def _overlaps_itself(tensor: torch.Tensor) -> bool:
     return False
 
 
-def span(tensor: torch.Tensor) -> int:
-    """Return how many elements of its storage a tensor reaches over, from its first to its last."""
-    elements = tensor.numel()
-    if elements == 0 or tensor.is_contiguous():
-        return elements
-    return 1 + sum(stride * (size - 1) for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
+def span_bytes(tensor: torch.Tensor) -> int:
+    """Return how many bytes of its storage a tensor reaches over, from its first element to its last."""
+    if tensor.is_contiguous() or tensor.numel() == 0:
+        return tensor.nbytes
+    last = sum(stride * (size - 1) for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
+    return (last + 1) * tensor.element_size()
 
 
 def stored_spec(tensor: torch.Tensor) -> tuple[str, list[int]]:

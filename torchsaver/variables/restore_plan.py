@@ -154,7 +154,8 @@ def plan_restore(
             continue
         _, stored_key, stored = found[0]
         plan.sources[key] = stored_key
-        plan.ties += [(key, name, stored_key, other) for name, other, _ in found[1:] if other != stored_key]
+        if len(found) > 1:
+            plan.ties += [(key, name, stored_key, other) for name, other, _ in found[1:] if other != stored_key]
         reason = why_not_writable(tensor)
         if reason is not None:
             targets.append((key, reason))
@@ -203,7 +204,7 @@ def _renamed(names: Mapping[str, list[str]], hits: Mapping[str, Any], checkpoint
 
 
 def _fits(stored: tuple[int, ...], wanted: torch.Size, reshape: bool) -> bool:
-    return stored == tuple(wanted) or (reshape and math.prod(stored) == math.prod(wanted))
+    return stored == wanted or (reshape and math.prod(stored) == math.prod(wanted))
 
 
 def _why_not_laid_out(layout: Layout, stored: Stored) -> str | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from torchsaver.formats.tensor_bytes import span
+from torchsaver.formats.tensor_bytes import span_bytes
 from torchsaver.variables.mapping.joins import Sum
 from torchsaver.variables.mapping.layouts import Layout
 from torchsaver.variables.mapping.name_map import Match
@@ -74,8 +74,8 @@ class ParameterState:
             return True
         if own.is_meta or tensor.dtype != own.dtype or self._like_own(own) is None:
             return False
-        start = tensor.storage_offset() - own.storage_offset()
-        return start >= 0 and start + span(tensor) <= span(own)
+        start = (tensor.storage_offset() - own.storage_offset()) * own.element_size()
+        return start >= 0 and start + span_bytes(tensor) <= span_bytes(own)
 
     def _like_own(self, own: torch.Tensor) -> torch.Tensor | None:
         """Return a tensor of the state, or None: a parameter with gaps in its memory has one that is laid out else."""

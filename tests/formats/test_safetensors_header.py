@@ -178,6 +178,23 @@ def test_parse_header_hostile_file_is_refused_and_soon(kind: str, tmp_path: Path
     assert str(tmp_path / "file") in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "shape", "end"),
+    [
+        *(("F32", shape, 0) for shape in ([0, 2**63], [2**63, 0], [2**32, 2**32], [], [1])),
+        *(("F32", [2**32 + 1, 2**32], 2**34), ("F32", [2], 4), ("F32", [0], 4), ("F4", [1], 0), ("F4", [3], 2)),
+        *(("F33", [1], 4), ("F33", [0], 0)),
+    ],
+)
+def test_parse_header_sizes_that_do_not_fit_are_refused_in_the_form_writers_use_too(
+    dtype: str, shape: list[int], end: int
+) -> None:
+    text = json.dumps({"a": entry(dtype, shape, 0, end)}, separators=(",", ":"))
+    assert text.startswith('{"a":{"dtype":')
+    with pytest.raises((CorruptCheckpointError, UnsupportedCheckpointError)):
+        parse_header(text.encode(), end, "p")
+
+
 def test_parse_header_many_empty_tensors_are_read_soon() -> None:
     text = json.dumps({f"k{number}": entry(shape=[0], end=0) for number in range(20_000)})
     start = time.process_time()

@@ -14,6 +14,7 @@ from torchsaver.formats import staging, tensor_bytes
 from torchsaver.formats.tensor_bytes import (
     byte_view,
     dtype_text,
+    footprint,
     is_dense,
     row_major_bytes,
     row_major_targets,
@@ -270,3 +271,36 @@ def test_stored_spec_complex128_is_pairs_of_f64() -> None:
 
 def test_dtype_text_is_the_name_without_torch() -> None:
     assert dtype_text(torch.float8_e4m3fn) == "float8_e4m3fn"
+
+
+# Each is of the same memory, and differs from [2, 3, 4] complex64, row-major but for the first two dimensions, in one respect.
+OTHERS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "itself": lambda z: z,
+    "another_place": lambda z: z[1:].as_strided(z.shape, z.stride()),
+    "shape": lambda z: z[:1],
+    "strides": lambda z: z.as_strided(z.shape, (4, 8, 1)),
+    "dtype": lambda z: z.view(torch.float64),
+    "conj": torch.Tensor.conj,
+    "neg": torch._neg_view,
+    "type": torch.nn.Parameter,
+    "device": lambda z: torch.empty_strided(z.shape, z.stride(), dtype=z.dtype, device="meta"),
+}
+
+
+def test_footprint_is_another_one_wherever_a_tensor_differs_and_in_inference_mode() -> None:
+    base = torch.zeros(4, 3, 4, dtype=torch.complex64)
+    tensor = base[:2].as_strided((2, 3, 4), (4, 12, 1))
+    found = {name: footprint([other(tensor)]) for name, other in OTHERS.items()}
+    assert None not in found.values()
+    assert [name for name, places in found.items() if places == footprint([tensor])] == ["itself"]
+    with torch.inference_mode():
+        assert footprint([tensor]) != found["itself"]
+    base.untyped_storage().resize_(base.nbytes - 1)
+    assert footprint([tensor]) != found["itself"]
+
+
+@pytest.mark.parametrize(
+    "tensor", [torch.eye(3).to_sparse(), torch.nn.UninitializedParameter()], ids=["sparse", "lazy"]
+)
+def test_footprint_with_a_tensor_that_has_no_plain_memory_is_none(tensor: torch.Tensor) -> None:
+    assert footprint([torch.ones(2), tensor]) is None

@@ -223,7 +223,7 @@ def _resolve_module(
 ) -> None:
     """Add a module's state_dict() entries; a tensor with several names in modules is tied, and gets aliases."""
     parts = [tensors for part in module.modules() for tensors in (part._parameters, part._buffers)]
-    live = {id(tensor) for tensors in parts for tensor in tensors.values()} - {id(None)}
+    live = {id(tensor) for tensors in parts for tensor in tensors.values()}
     values = module.state_dict(keep_vars=True)
     clean = clean_names(module, values)
     for name, value in values.items():

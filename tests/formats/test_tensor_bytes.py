@@ -304,3 +304,11 @@ def test_footprint_is_another_one_wherever_a_tensor_differs_and_in_inference_mod
 )
 def test_footprint_with_a_tensor_that_has_no_plain_memory_is_none(tensor: torch.Tensor) -> None:
     assert footprint([torch.ones(2), tensor]) is None
+
+
+def test_why_not_storable_storage_that_ends_before_the_last_element_of_a_strided_tensor_says_so() -> None:
+    base = torch.zeros(10)
+    stepped = base[::3]
+    assert why_not_storable(stepped) is None
+    base.untyped_storage().resize_(9 * base.element_size())
+    assert "has no memory any more" in str(why_not_storable(stepped))

@@ -283,7 +283,6 @@ OTHERS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "conj": torch.Tensor.conj,
     "neg": torch._neg_view,
     "type": torch.nn.Parameter,
-    "device": lambda z: torch.empty_strided(z.shape, z.stride(), dtype=z.dtype, device="meta"),
 }
 
 
@@ -297,6 +296,10 @@ def test_footprint_is_another_one_wherever_a_tensor_differs_and_in_inference_mod
         assert footprint([tensor]) != found["itself"]
     base.untyped_storage().resize_(base.nbytes - 1)
     assert footprint([tensor]) != found["itself"]
+
+
+def test_footprint_of_an_empty_tensor_on_another_device_is_another_one() -> None:
+    assert footprint([torch.empty(0)]) != footprint([torch.empty(0, device="meta")])  # both at the address 0
 
 
 @pytest.mark.parametrize(

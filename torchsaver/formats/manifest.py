@@ -69,7 +69,7 @@ def format_manifest(manifest: Manifest, content: bytes) -> tuple[str, int]:
     """Return the manifest's text and its header checksum; `content` is what else the checksum covers, as JSON."""
     fields = {**_to_json(manifest), "header_crc32c": crc32c_hex(0)}
     text = canonical_json({**fields, "crc32c": {}} if manifest.crc32c else fields)
-    # What comes before it has no object in an object: this is the first.
+    # The fields before it hold texts, numbers and lists of them: the first such mark is no one else's.
     before, empty, after = text.partition('"crc32c":{')
     text = f"{before}{empty}{_members(manifest.crc32c)}{after}"
     own = _OWN_CHECKSUM.search(text)
@@ -79,7 +79,7 @@ def format_manifest(manifest: Manifest, content: bytes) -> tuple[str, int]:
 
 
 def _members(checksums: Mapping[str, int]) -> str:
-    """Return checksums by key as the inside of a canonical JSON object, of which there are tens of thousands."""
+    """Return checksums by key, of which there can be tens of thousands, as the inside of a canonical JSON object."""
     keys = names = sorted(checksums)
     if len(quoted(all_keys := "".join(keys))) != len(all_keys) + 2:  # some need escapes
         names = [quoted(key)[1:-1] for key in keys]

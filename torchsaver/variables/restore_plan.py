@@ -154,8 +154,7 @@ def plan_restore(
             continue
         _, stored_key, stored = found[0]
         plan.sources[key] = stored_key
-        if len(found) > 1:
-            plan.ties += [(key, name, stored_key, other) for name, other, _ in found[1:] if other != stored_key]
+        plan.ties += [(key, name, stored_key, other) for name, other, _ in found[1:] if other != stored_key]
         reason = why_not_writable(tensor)
         if reason is not None:
             targets.append((key, reason))

@@ -1,5 +1,6 @@
 """The command line: what it prints, and its exit codes."""
 
+import contextlib
 import json
 import os
 import re
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from terminal import Terminal
 
 import torchsaver as ts
 from torchsaver.cli import main
@@ -318,12 +320,10 @@ def test_control_characters_of_names_and_keys_are_escaped(
 def test_progress_bar_is_on_stderr_of_a_terminal_and_gone_at_the_end(
     command: str, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    master, slave = os.openpty()
-    with open(slave, "w") as terminal:
-        monkeypatch.setattr(sys, "stderr", terminal)
+    with contextlib.closing(Terminal(80)) as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal.stream)
         assert main([command, "run"]) == 0
-        shown = os.read(master, 10_000).decode()
-    os.close(master)
+        shown = terminal.text()
     *drawings, erased, end = shown.replace("\r\r", "\r").removeprefix("\r").split("\r")
     assert all(re.fullmatch(r"m-5  .*B?/s *", drawing) for drawing in drawings)
     assert drawings

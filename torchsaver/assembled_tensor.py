@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from torchsaver.errors import UnsupportedCheckpointError
-from torchsaver.formats.safetensors_header import TensorSpec
+from torchsaver.formats.file_layout import TensorSpec
 from torchsaver.formats.tensor_bytes import row_major_crc32c, row_major_targets
 from torchsaver.formats.tensor_file import TensorFile
 from torchsaver.formats.tensorflow.data_types import STRING

@@ -15,10 +15,10 @@ from torchsaver.errors import (
     nearest_keys,
 )
 from torchsaver.formats.dtypes import torch_form
+from torchsaver.formats.file_layout import FileLayout, TensorSpec
 from torchsaver.formats.manifest import Manifest
 from torchsaver.formats.regular_file import read_regular
 from torchsaver.formats.safetensors_file import SafetensorsFile
-from torchsaver.formats.safetensors_header import FileLayout, TensorSpec
 from torchsaver.formats.shard_index import MAX_INDEX_BYTES, parse_index
 from torchsaver.formats.tensor_file import TensorFile
 from torchsaver.formats.tensorflow import names as tensorflow_names

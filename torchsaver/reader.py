@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from torchsaver.errors import MismatchError
+from torchsaver.formats.file_layout import FileLayout, TensorSpec
 from torchsaver.formats.safetensors_file import SafetensorsFile
-from torchsaver.formats.safetensors_header import FileLayout, TensorSpec
 from torchsaver.formats.tensor_file import TensorFile
 from torchsaver.formats.torch_file import is_torch_file
 from torchsaver.open_checkpoint import OpenCheckpoint, open_as

@@ -12,12 +12,13 @@ from typing import Any, Literal, SupportsIndex
 
 import torch
 
-from torchsaver import arguments, restoring
+from torchsaver import arguments
 from torchsaver.arguments import Settings, numbers_by_name
 from torchsaver.formats.json_text import require_json
 from torchsaver.reader import CheckpointReader
 from torchsaver.recovery import find_newest_valid, records_kept
-from torchsaver.restoring import PreparedRestore
+from torchsaver.restoring.preparation import PreparedRestore
+from torchsaver.restoring.restore import restore_from
 from torchsaver.retention.window import Decision, Policy
 from torchsaver.rotation import Rotation
 from torchsaver.saving.writer import Request, SavedCheckpoint, Writer
@@ -227,7 +228,7 @@ class Saver:
 
     def _restore(self, reader: CheckpointReader, slots: Slots, *, strict: bool, verify: bool) -> RestoreReport:
         before = self._prepared_restore
-        report, self._prepared_restore = restoring.restore_from(
+        report, self._prepared_restore = restore_from(
             reader, slots, strict=strict, reshape=self._settings.reshape, verify=verify, before=before
         )
         return report

@@ -8,7 +8,7 @@ import torch
 
 from torchsaver.errors import UnsupportedCheckpointError
 from torchsaver.formats.dtypes import torch_form
-from torchsaver.formats.safetensors_header import TensorSpec
+from torchsaver.formats.file_layout import TensorSpec
 from torchsaver.formats.tensor_bytes import TORCH_DTYPES, byte_view, dtype_text, row_major_targets
 from torchsaver.formats.tensor_file import TensorFile
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from torchsaver import restoring
 from torchsaver.errors import MismatchError, nearest_by_label, nearest_keys
 from torchsaver.reader import CheckpointReader, load_checkpoint
-from torchsaver.restoring import PreparedRestore
+from torchsaver.restoring.preparation import PreparedRestore
+from torchsaver.restoring.restore import restore_from
 from torchsaver.variables.mapping.joins import Concat, Single, Stack, Sum
 from torchsaver.variables.mapping.layouts import Layout, Transform, identity
 from torchsaver.variables.mapping.name_map import AssignmentMap, Link, Match, match_names
@@ -250,7 +250,7 @@ def restore_links(reader: CheckpointReader, links: Sequence[Link], *, verify: bo
     """
     slots, renamed = _slots(links), _Renamed(reader, links)
     try:
-        report, _ = restoring.restore_from(
+        report, _ = restore_from(
             reader, slots, strict=True, reshape=False, verify=verify, before=PreparedRestore(), names=renamed
         )
     except MismatchError as error:

@@ -58,19 +58,19 @@ class Target:
     def __init__(self, sizes: Sequence[int]) -> None:
         self.memory = [bytearray(b"\xee" * (size + 2)) for size in sizes]
         self.extents = [
-            extent._replace(address=_address(memory) + 1)
-            for extent, memory in zip(laid_out(sizes), self.memory, strict=True)
+            (start, end, _address(memory) + 1)
+            for (start, end, _), memory in zip(laid_out(sizes), self.memory, strict=True)
         ]
 
     def holds(self, content: bytes) -> bool:
-        wanted = [content[BASE + extent.start : BASE + extent.end] for extent in self.extents]
+        wanted = [content[BASE + start : BASE + end] for start, end, _ in self.extents]
         return self.memory == [b"\xee" + data + b"\xee" for data in wanted]
 
 
 def laid_out(sizes: Sequence[int]) -> list[Extent]:
     """Return extents without memory."""
     ends = itertools.accumulate(sizes, initial=0)
-    return [Extent(start, end) for start, end in itertools.pairwise(ends)]
+    return [(start, end, 0) for start, end in itertools.pairwise(ends)]
 
 
 def _address(memory: bytearray) -> int:
@@ -105,7 +105,7 @@ def test_read_chunks_every_way_gives_the_same_values_and_checksums(
     cut = cut_into_chunks(target.extents)
     found = read_chunks(file, BASE, cut, fill=fill, checksum=checksum)
     if checksum:
-        wanted = [crc32c(content[BASE + extent.start : BASE + extent.end]) for extent in target.extents]
+        wanted = [crc32c(content[BASE + start : BASE + end]) for start, end, _ in target.extents]
         assert joined_by_owner(cut, found, len(SIZES)) == wanted
     if fill:
         assert target.holds(content)
@@ -119,10 +119,11 @@ def test_read_chunks_with_gaps_and_in_another_order_fills_each_with_its_own(
 ) -> None:
     way(monkeypatch)
     target = Target(SIZES)
-    cut = cut_into_chunks([extent if number % 3 else Extent(0, 0) for number, extent in enumerate(target.extents)])
+    cut = cut_into_chunks([extent if number % 3 else (0, 0, 0) for number, extent in enumerate(target.extents)])
     read_chunks(file, BASE, list(reversed(cut)), fill=True)
     for number in range(0, len(SIZES), 3):
-        target.memory[number][1:-1] = content[BASE + target.extents[number].start : BASE + target.extents[number].end]
+        start, end, _ = target.extents[number]
+        target.memory[number][1:-1] = content[BASE + start : BASE + end]
     assert target.holds(content)
 
 
@@ -137,9 +138,9 @@ def test_read_chunks_of_few_bytes_are_read_here_and_of_more_shared_among_threads
     monkeypatch.setattr(bulk_read, "share", lambda count, threads, _: shared.append((count, threads)))
     monkeypatch.setattr(bulk_read, "_FEW_BYTES", 4 * CHUNK)
     for nbytes in (4 * CHUNK, 4 * CHUNK + 1):
-        read_chunks(file, BASE, cut_into_chunks([Extent(0, nbytes)]))
+        read_chunks(file, BASE, cut_into_chunks([(0, nbytes, 0)]))
     monkeypatch.setattr(bulk_read, "cores", lambda: 64)
-    read_chunks(file, BASE, cut_into_chunks([Extent(0, 4 * CHUNK + 1)]))
+    read_chunks(file, BASE, cut_into_chunks([(0, 4 * CHUNK + 1, 0)]))
     assert shared == [(4, 1), (5, min(2 * cores(), 8)), (5, 8)]
 
 
@@ -232,5 +233,5 @@ def test_read_chunks_through_short_reads_gives_every_byte(
     cut = cut_into_chunks(target.extents)
     found = read_chunks(file, BASE, cut, fill=True, checksum=True)
     assert target.holds(content)
-    wanted = [crc32c(content[BASE + extent.start : BASE + extent.end]) for extent in target.extents]
+    wanted = [crc32c(content[BASE + start : BASE + end]) for start, end, _ in target.extents]
     assert joined_by_owner(cut, found, len(SIZES)) == wanted

@@ -5,7 +5,7 @@ import torch
 
 from torchsaver.errors import CorruptCheckpointError, UnsupportedCheckpointError
 from torchsaver.formats.dtypes import TORCH_NAMES, torch_form
-from torchsaver.formats.safetensors_header import DTYPE_BITS, TensorSpec
+from torchsaver.formats.file_layout import DTYPE_BITS, TensorSpec
 from torchsaver.formats.tensor_bytes import TORCH_DTYPES, dtype_text
 
 NEWER_THAN_TORCH_2_4 = {"F8_E8M0", "F4"}

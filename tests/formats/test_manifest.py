@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 
 from torchsaver.errors import CorruptCheckpointError, UnsupportedCheckpointError
 from torchsaver.formats.checksum import crc32c_hex
+from torchsaver.formats.file_layout import lay_out
 from torchsaver.formats.json_text import canonical_json, require_json
 from torchsaver.formats.manifest import FORMAT_VERSION, Manifest, format_manifest, parse_manifest
-from torchsaver.formats.safetensors_header import lay_out
 
-LAYOUT = lay_out([("w", "F32", [2, 3]), ("z", "F64", [2]), ("\u00e9", "I8", [])])
+LAYOUT = lay_out([("w", "F32", (2, 3)), ("z", "F64", (2,)), ("\u00e9", "I8", ())])
 CONTENT = LAYOUT.content
 KEYS = list(LAYOUT.specs)
 FULL = Manifest(

@@ -11,30 +11,14 @@ import pytest
 from formats.builders import header_file, read_all
 
 from torchsaver.errors import CorruptCheckpointError, TorchSaverError, UnsupportedCheckpointError
-from torchsaver.formats.safetensors_header import (
-    DTYPE_BITS,
-    MAX_HEADER_BYTES,
-    FileLayout,
-    TensorSpec,
-    format_header,
-    is_sizes,
-    lay_out,
-    parse_header,
-    parse_length,
-)
+from torchsaver.formats.file_layout import DTYPE_BITS, FileLayout, TensorSpec
+from torchsaver.formats.safetensors_header import MAX_HEADER_BYTES, format_header, is_sizes, parse_header, parse_length
 
 SPECS = [TensorSpec("b", "F32", (2, 1), 0, 8), TensorSpec("a", "I8", (), 8, 9)]
 
 
 def entry(dtype: Any = "F32", shape: Any = (1,), start: Any = 0, end: Any = 4, **more: Any) -> dict[str, Any]:
     return {"dtype": dtype, "shape": shape, "data_offsets": [start, end], **more}
-
-
-def test_layout_any_order_given_puts_wide_dtypes_first_then_keys() -> None:
-    given = [("c", "I8", [3]), ("b", "F64", [1]), ("a", "F64", [0]), ("d", "F32", [1]), ("\u00e9", "F4", [2])]
-    wanted = [("a", 0, 0), ("b", 0, 8), ("d", 8, 12), ("c", 12, 15), ("\u00e9", 15, 16)]
-    for tensors in (given, given[::-1]):
-        assert [(spec.key, spec.start, spec.end) for spec in lay_out(tensors).specs.values()] == wanted
 
 
 def test_format_header_example_gives_these_bytes() -> None:
@@ -225,8 +209,10 @@ def test_parse_header_more_members_than_are_allowed_are_refused(monkeypatch: pyt
     monkeypatch.setattr("torchsaver.formats.safetensors_header.MAX_MEMBERS", 3)
     header = {"__metadata__": {"x": "y"}, "a": entry()}
     assert list(parse_header(json.dumps(header).encode(), 4, "p")[0].specs) == ["a"]
-    with pytest.raises(CorruptCheckpointError, match="too many members"):
-        parse_header(json.dumps({**header, "b": entry(start=4, end=8)}).encode(), 8, "p")
+    for separators in (None, (",", ":")):  # the compact form is the one that writers use
+        text = json.dumps({**header, "b": entry(start=4, end=8)}, separators=separators)
+        with pytest.raises(CorruptCheckpointError, match="too many members"):
+            parse_header(text.encode(), 8, "p")
 
 
 def test_parse_header_entry_of_the_most_dimensions_on_lines_of_their_own_is_read() -> None:
@@ -261,4 +247,22 @@ ENTRY = '"a":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'
 )
 def test_parse_header_comma_too_many_or_missing_is_no_json(text: str) -> None:
     with pytest.raises(CorruptCheckpointError, match="not JSON"):
+        parse_header(text.encode(), 0, "p")
+
+
+@pytest.mark.parametrize("between", ["", "}", "},", ",}", ",x", ",,", "x,", "0", ",{", '"', ',"":'])
+def test_parse_header_anything_but_a_comma_between_entries_is_no_json(between: str) -> None:
+    another = ENTRY.replace("a", "b", 1)
+    for text in (
+        f"{{{ENTRY}{between}{another}}}",
+        f'{{"__metadata__":{{}},{ENTRY},{ENTRY[:2]}b{ENTRY[2:]}{between}{another}}}',
+    ):
+        with pytest.raises(CorruptCheckpointError, match="not JSON"):
+            parse_header(text.encode(), 0, "p")
+
+
+@pytest.mark.parametrize("again", ["a", "__metadata__"])
+def test_parse_header_key_that_stands_twice_or_is_the_metadata_s_is_refused_in_the_compact_form(again: str) -> None:
+    text = f"{{{ENTRY},{ENTRY.replace('a', again, 1)}}}"
+    with pytest.raises(CorruptCheckpointError):
         parse_header(text.encode(), 0, "p")

@@ -261,12 +261,12 @@ def test_why_not_writable_any_tensor_of_places_of_its_own_is_none(tensor: torch.
 @pytest.mark.parametrize("name", tensor_bytes.TORCH_DTYPES)
 def test_stored_spec_dtype_with_a_name_of_its_own_keeps_shape(name: str) -> None:
     last = 4 if name == "F4" else 2  # float4 counts values, and torch counts pairs
-    assert stored_spec(torch.empty(3, 2, dtype=ALL_DTYPES[name])) == (name, [3, last])
+    assert stored_spec(torch.empty(3, 2, dtype=ALL_DTYPES[name])) == (name, (3, last))
 
 
 def test_stored_spec_complex128_is_pairs_of_f64() -> None:
-    assert stored_spec(torch.empty(3, dtype=torch.complex128)) == ("F64", [3, 2])
-    assert stored_spec(torch.empty((), dtype=torch.complex128)) == ("F64", [2])
+    assert stored_spec(torch.empty(3, dtype=torch.complex128)) == ("F64", (3, 2))
+    assert stored_spec(torch.empty((), dtype=torch.complex128)) == ("F64", (2,))
 
 
 def test_dtype_text_is_the_name_without_torch() -> None:

@@ -6,7 +6,7 @@ A chunk has as many small tensors as go into one system call, or a part of a lar
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from torchsaver.formats.checksum import joined_crc32c
 from torchsaver.formats.memory import memory_at
@@ -15,12 +15,9 @@ from torchsaver.formats.regular_file import MOST_BUFFERS
 CHUNK_BYTES = 1 << 20  # stays in the processor's cache between reading or writing it and its checksum
 
 
-class Extent(NamedTuple):
-    """The bytes [start, end) of a file's data, and the address of the memory that has or takes them; 0: no memory."""
-
-    start: int
-    end: int
-    address: int = 0
+# The bytes [start, end) of a file's data, and the address of the memory that has or takes them; 0: no memory. A plain
+# tuple: there are tens of thousands, and one with names takes as long as all that is done with it.
+Extent: TypeAlias = tuple[int, int, int]
 
 
 class Chunk(NamedTuple):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from torchsaver.errors import CorruptCheckpointError, UnsupportedCheckpointError
-from torchsaver.formats.safetensors_header import TensorSpec
+from torchsaver.formats.file_layout import TensorSpec
 
 # safetensors' names (safetensors/src/tensor.rs, enum Dtype). complex128 has none: it is stored as pairs of F64.
 TORCH_NAMES = {

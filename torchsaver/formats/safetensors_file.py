@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from torchsaver.errors import CorruptCheckpointError
 from torchsaver.formats import safetensors_header as header
+from torchsaver.formats.file_layout import FileLayout
 from torchsaver.formats.manifest import MANIFEST_KEY, Manifest, is_unnamed, parse_manifest
 from torchsaver.formats.tensor_file import TensorFile
 
@@ -28,7 +29,7 @@ class SafetensorsFile(TensorFile):
         OSError: As the system gave it.
     """
 
-    def __init__(self, path: str, known: Iterable[header.FileLayout] = ()) -> None:
+    def __init__(self, path: str, known: Iterable[FileLayout] = ()) -> None:
         super().__init__(path)
         try:
             self._read_header(known)
@@ -36,7 +37,7 @@ class SafetensorsFile(TensorFile):
             self.close()
             raise
 
-    def _read_header(self, known: Iterable[header.FileLayout]) -> None:
+    def _read_header(self, known: Iterable[FileLayout]) -> None:
         file = self._file
         length = header.parse_length(file.read(0, min(header.LENGTH_BYTES, file.nbytes)), file.nbytes, self.path)
         self._data_start = header.LENGTH_BYTES + length

@@ -9,14 +9,15 @@ a size from the file is used, because the header is not to be trusted. Source: f
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Iterable, Mapping
 from operator import attrgetter
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 from torchsaver.errors import CorruptCheckpointError, UnsupportedCheckpointError
+from torchsaver.formats.file_layout import DTYPE_BITS, MAX_RANK, FileLayout, TensorSpec, bytes_of
 from torchsaver.formats.json_text import (
     MAX_TEXT_BYTES,
     JsonCursor,
@@ -32,98 +33,20 @@ MAX_HEADER_BYTES = MAX_TEXT_BYTES  # safetensors' own reader takes 100 MB, and a
 MAX_MEMBERS = 120_000  # tensors and metadata strings: with all that a manifest says of them, 200 MB and 5 s
 _MAX_ENTRY_CHARACTERS = 16_384  # 64 sizes of 20 digits, each on a line of its own, take a fifth
 METADATA_KEY = "__metadata__"
-MAX_RANK = 64  # torch's own limit for most operations (TensorIterator)
 _SIZE = "(?:0|[1-9][0-9]{0,18})"
 _SHAPE = rf"(?:{_SIZE}(?:,{_SIZE}){{0,{MAX_RANK - 1}}})?"
 # An entry with its comma as our writer, safetensors' own and most others write it: many times faster than JSON.
 _USUAL_ENTRY = re.compile(
     r'"([^"\\\x00-\x1f]*)":\{"dtype":"([A-Z0-9_]+)",'
-    rf'"shape":\[({_SHAPE})\],"data_offsets":\[({_SIZE}),({_SIZE})\]\}}(?:,(?=")|(?=\}}))'
+    rf'"shape":\[({_SHAPE})\],"data_offsets":\[({_SIZE}),({_SIZE})\]\}}(,(?=")|(?=\}}))'
 )
+_EMPTY_ENTRY = '"":{"dtype":"","shape":[],"data_offsets":[,]}'  # what it has beside the groups
 _FOREIGN = {
     b"PK\x03\x04": "a zip archive, as torch.save writes",
     b"model_ch": "a state file: pass its directory",
     b"version ": "a pointer of git-lfs in the place of the file, which `git lfs pull` fetches",
 }
 DATA_ALIGNMENT = 64  # a cache line: the format asks for 8 only
-
-DTYPE_BITS = {
-    "BOOL": 8,
-    "U8": 8,
-    "I8": 8,
-    "U16": 16,
-    "I16": 16,
-    "U32": 32,
-    "I32": 32,
-    "U64": 64,
-    "I64": 64,
-    "F16": 16,
-    "BF16": 16,
-    "F32": 32,
-    "F64": 64,
-    "C64": 64,
-    "F8_E4M3": 8,
-    "F8_E5M2": 8,
-    "F8_E4M3FNUZ": 8,
-    "F8_E5M2FNUZ": 8,
-    "F8_E8M0": 8,
-    "F4": 4,
-}
-
-
-class TensorSpec(NamedTuple):
-    """One tensor of a header: dtype name, shape and its bytes [start, end) in the file's data."""
-
-    key: str
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    end: int
-
-    @property
-    def nbytes(self) -> int:
-        """Size in the file."""
-        return self.end - self.start
-
-
-class FileLayout:
-    """Where each tensor is in a file: the header without its metadata. Files of the same tensors can share one.
-
-    Args:
-        specs: In the order of the file.
-    """
-
-    def __init__(self, specs: Iterable[TensorSpec]) -> None:
-        self.specs = {spec.key: spec for spec in specs}
-        self.nbytes = max((spec.end for spec in self.specs.values()), default=0)
-
-    @cached_property
-    def members(self) -> str:
-        """The header's text for the tensors, without the braces around it."""
-        return ",".join(
-            f'{quoted(spec.key)}:{{"dtype":"{spec.dtype}","shape":[{",".join(map(str, spec.shape))}],'
-            f'"data_offsets":[{spec.start},{spec.end}]}}'
-            for spec in self.specs.values()
-        )
-
-    @cached_property
-    def content(self) -> bytes:
-        """What a manifest's checksum covers of it, as canonical JSON: dtype and shape by key, but no offsets."""
-        return canonical_json({spec.key: [spec.dtype, spec.shape] for spec in self.specs.values()}).encode("utf-8")
-
-
-def lay_out(tensors: Iterable[tuple[str, str, Sequence[int]]]) -> FileLayout:
-    """Return where a file has the tensors given as (key, dtype name, shape).
-
-    Wider dtypes come first and keys are sorted within a width, so that every tensor is aligned to its own items.
-    """
-    specs, offset = [], 0
-    for key, dtype, shape in sorted(tensors, key=lambda tensor: (-DTYPE_BITS[tensor[1]], tensor[0])):
-        nbytes = _nbytes(dtype, shape)
-        assert nbytes is not None, f"{key}: a tensor in memory has a size in bytes"
-        specs.append(TensorSpec(key, dtype, tuple(shape), offset, offset + nbytes))
-        offset += nbytes
-    return FileLayout(specs)
 
 
 def format_header(layout: FileLayout, metadata: Mapping[str, str]) -> bytes:
@@ -187,7 +110,7 @@ def parse_header(
         for layout in known:
             end = position + len(layout.members)
             is_this = layout.nbytes == data_bytes and text.startswith(layout.members, position)
-            if is_this and _ends_well(text, position, end, layout.specs):
+            if is_this and _ends_well(text, position, end, is_empty=not layout.specs):
                 return layout, metadata
         specs = _usual_specs(text, position, MAX_MEMBERS - len(metadata) - 1, path)
         if specs is None:
@@ -224,27 +147,30 @@ def _require_unicode(metadata: Mapping[str, str], path: str) -> None:
 
 def _usual_specs(text: str, position: int, most: int, path: str) -> list[TensorSpec] | None:
     """Return the specs by where they start, or None when the text is not, to the letter, what writers usually write."""
+    if text.count('"data_offsets"', position) > most:
+        return None
+    entries = _USUAL_ENTRY.findall(text, position)
+    # Where they end, if there is nothing in between: at once for all of them is a third of one by one.
+    end = position + len(entries) * len(_EMPTY_ENTRY) + len("".join(itertools.chain.from_iterable(entries)))
+    if not _ends_well(text, position, end, is_empty=not entries):
+        return None
+    shapes = {shape: tuple(map(int, shape.split(","))) if shape else () for shape in {entry[2] for entry in entries}}
     specs: dict[str, TensorSpec] = {}
-    first = position
-    for number, match in enumerate(_USUAL_ENTRY.finditer(text, position)):
-        key, dtype, shape, *offsets = match.groups()
-        if match.start() != position or key in specs or key == METADATA_KEY or number == most:
-            return None
-        position = match.end()
-        sizes = tuple(map(int, shape.split(","))) if shape else ()
-        start, end = map(int, offsets)
+    for key, dtype, shape, first, last, _ in entries:
+        start, end = int(first), int(last)
+        sizes = shapes[shape]
         spec = specs[key] = TensorSpec(key, dtype, sizes, start, end)
         # One that takes just its bytes, and some, is within all limits: there are tens of thousands.
         if start == end or 8 * (end - start) != math.prod(sizes, start=DTYPE_BITS.get(dtype, 0)):
             _checked(spec, path)
-    return _by_start(specs) if _ends_well(text, first, position, specs) else None
+    return _by_start(specs) if len(specs) == len(entries) and METADATA_KEY not in specs else None
 
 
-def _ends_well(text: str, start: int, end: int, specs: Mapping[str, TensorSpec]) -> bool:
+def _ends_well(text: str, start: int, end: int, *, is_empty: bool) -> bool:
     """Return whether the entries of a header, from `start` to `end`, have a comma before them and nothing after."""
     is_first = start == len("{")
     has_comma = start > len("{") and text[start - 1] == ","
-    return text[end:].rstrip(" ") == "}" and (is_first or (start > 0 and has_comma == bool(specs)))
+    return text[end:].rstrip(" ") == "}" and (is_first or (start > 0 and has_comma != is_empty))
 
 
 def _parse_members(cursor: JsonCursor, path: str) -> tuple[list[TensorSpec], dict[str, str]]:
@@ -288,7 +214,7 @@ def _checked(spec: TensorSpec, path: str) -> TensorSpec:
         raise UnsupportedCheckpointError(path, f"{key!r} has the dtype {dtype!r}; a newer torchsaver may know it")
     if len(shape) > MAX_RANK:
         raise UnsupportedCheckpointError(path, f"{key!r} has {len(shape)} dimensions; tensors have {MAX_RANK} at most")
-    wanted = _nbytes(dtype, shape)
+    wanted = bytes_of(dtype, shape)
     if wanted is None or end - start != wanted:
         _fail(path, f"{key!r} has {end - start} bytes, which {dtype} {list(shape)} does not take")
     return spec
@@ -297,18 +223,6 @@ def _checked(spec: TensorSpec, path: str) -> TensorSpec:
 def is_sizes(value: Any) -> bool:
     """Return whether `value` is a list of integers that are not negative (bool is not an integer here)."""
     return isinstance(value, list) and all(type(size) is int and size >= 0 for size in value)
-
-
-def _nbytes(dtype: str, shape: Sequence[int]) -> int | None:
-    """Return the bytes a tensor takes, None when bytes or elements are beyond 63 bits, or no whole number of bytes."""
-    bits = DTYPE_BITS[dtype]
-    bound = max(bits, 8)  # torch counts elements too, of which a byte may hold two
-    for size in shape:
-        bits *= size
-        bound *= max(size, 1)  # a zero does not make [0, 2**63] a shape
-        if bound >= 1 << 66:
-            return None
-    return None if bits % 8 else bits // 8
 
 
 def _fail(path: str, reason: str) -> NoReturn:

@@ -13,7 +13,8 @@ import torch
 
 from torchsaver.formats import safetensors_header as header
 from torchsaver.formats.checksum import crc32c
-from torchsaver.formats.chunks import CHUNK_BYTES, Chunk, Extent, cut_into_chunks, joined_by_owner
+from torchsaver.formats.chunks import CHUNK_BYTES, Chunk, cut_into_chunks, joined_by_owner
+from torchsaver.formats.file_layout import lay_out
 from torchsaver.formats.json_text import why_too_large
 from torchsaver.formats.manifest import MANIFEST_KEY, Manifest, format_manifest
 from torchsaver.formats.parallel import alongside
@@ -45,13 +46,13 @@ class FilePlan:
     """
 
     def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        self.layout = header.lay_out((key, *stored_spec(tensor)) for key, tensor in tensors.items())
+        self.layout = lay_out((key, *stored_spec(tensor)) for key, tensor in tensors.items())
         specs = self.layout.specs.values()
         self._streamed = [spec for spec in specs if not is_dense(tensors[spec.key])]
         streamed = {spec.key for spec in self._streamed}
         self._dense = [spec.key for spec in specs if spec.key not in streamed]
         self._chunks = cut_into_chunks(
-            Extent(spec.start, spec.end, tensors[spec.key].data_ptr()) for spec in specs if spec.key not in streamed
+            (spec.start, spec.end, tensors[spec.key].data_ptr()) for spec in specs if spec.key not in streamed
         )
         # A dict has their order, and finds one at once.
         self._large = dict.fromkeys(n for n, chunk in enumerate(self._chunks) if len(chunk.sizes) <= _FEW_PIECES)

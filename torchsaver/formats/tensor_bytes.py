@@ -14,7 +14,7 @@ import torch
 
 from torchsaver.formats.checksum import crc32c
 from torchsaver.formats.dtypes import TORCH_NAMES
-from torchsaver.formats.safetensors_header import MAX_RANK
+from torchsaver.formats.file_layout import MAX_RANK
 from torchsaver.formats.staging import staged_targets, staged_values
 
 # By safetensors' names; an older torch lacks the newest.
@@ -98,7 +98,7 @@ def why_not_writable(tensor: torch.Tensor) -> str | None:
     """Return why values cannot be restored into this tensor, with the remedy; None when they can."""
     if (reason := why_not_storable(tensor)) is not None:
         return reason
-    if _overlaps_itself(tensor):
+    if not tensor.is_contiguous() and _overlaps_itself(tensor):
         return "is expanded, or may overlap itself in memory; restore into a clone() or into its base"
     if tensor.is_inference() and not is_dense(tensor) and not torch.is_inference_mode_enabled():
         return "is an inference tensor and not contiguous; restore inside torch.inference_mode()"
@@ -106,8 +106,7 @@ def why_not_writable(tensor: torch.Tensor) -> str | None:
 
 
 def _overlaps_itself(tensor: torch.Tensor) -> bool:
-    if tensor.is_contiguous():
-        return False
+    """Return whether two elements of a tensor with any strides may have one place."""
     reached = 1  # elements that the dimensions seen so far reach over
     for stride, size in sorted(
         (stride, size) for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1
@@ -126,17 +125,17 @@ def span_bytes(tensor: torch.Tensor) -> int:
     return (last + 1) * tensor.element_size()
 
 
-def stored_spec(tensor: torch.Tensor) -> tuple[str, list[int]]:
+def stored_spec(tensor: torch.Tensor) -> tuple[str, tuple[int, ...]]:
     """Return the safetensors dtype name and shape a tensor is stored under.
 
     complex128 becomes F64 with a last dimension of 2 (real, imaginary); float4 counts values, two a byte.
     """
-    shape = list(tensor.shape)
-    if tensor.dtype == torch.complex128:
-        return "F64", [*shape, 2]
-    name = DTYPE_NAMES[tensor.dtype]
+    dtype, shape = tensor.dtype, tuple(tensor.shape)
+    if dtype == torch.complex128:
+        return "F64", (*shape, 2)
+    name = DTYPE_NAMES[dtype]
     if name == "F4":
-        shape = [*shape[:-1], shape[-1] * 2]
+        shape = (*shape[:-1], shape[-1] * 2)
     return name, shape
 
 

@@ -9,11 +9,11 @@ from typing import TypeVar
 from torchsaver.errors import CorruptCheckpointError
 from torchsaver.formats.bulk_read import read_chunks
 from torchsaver.formats.checksum import crc32c, crc32c_hex
-from torchsaver.formats.chunks import CHUNK_BYTES, Chunk, Extent, cut_into_chunks, joined_by_owner
+from torchsaver.formats.chunks import CHUNK_BYTES, Chunk, cut_into_chunks, joined_by_owner
+from torchsaver.formats.file_layout import TensorSpec
 from torchsaver.formats.manifest import Manifest
 from torchsaver.formats.memory import memory_at
 from torchsaver.formats.regular_file import RegularFile
-from torchsaver.formats.safetensors_header import TensorSpec
 
 
 class TensorFile:
@@ -70,7 +70,7 @@ class TensorFile:
     def fill_one(self, spec: TensorSpec, address: int) -> int:
         """Read a tensor's bytes to a memory address, and return the CRC-32C of what came; errors as `fill`."""
         if spec.nbytes > CHUNK_BYTES:
-            return self._checksums(cut_into_chunks([Extent(spec.start, spec.end, address)]), 1, fill=True)[0]
+            return self._checksums(cut_into_chunks([(spec.start, spec.end, address)]), 1, fill=True)[0]
         memory = memory_at(address, spec.nbytes)  # one call: planning it would take longer than reading it
         self._file.read_into(self._data_start + spec.start, [memory])
         return crc32c(memory)
@@ -83,7 +83,7 @@ class TensorFile:
             chunks: Theirs, where they are known already.
         """
         if chunks is None:
-            chunks = cut_into_chunks(Extent(spec.start, spec.end) for spec in specs)
+            chunks = cut_into_chunks((spec.start, spec.end, 0) for spec in specs)
         return self._checksums(chunks, len(specs))
 
     def _checksums(self, chunks: Sequence[Chunk], count: int, *, fill: bool = False) -> list[int]:

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from torchsaver.errors import CheckpointNotFoundError, CorruptCheckpointError, UnsupportedCheckpointError
 from torchsaver.formats.commit import Commit
+from torchsaver.formats.file_layout import TensorSpec
 from torchsaver.formats.manifest import Manifest
 from torchsaver.formats.regular_file import read_regular
 from torchsaver.formats.safetensors_file import SafetensorsFile
-from torchsaver.formats.safetensors_header import TensorSpec
 from torchsaver.formats.shard_index import MAX_INDEX_BYTES, parse_index
 from torchsaver.formats.tensor_file import TensorFile
 from torchsaver.formats.tensorflow.checkpoint import is_tensorflow, open_tensorflow

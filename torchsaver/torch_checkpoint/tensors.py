@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from torchsaver.formats.chunks import Chunk
+from torchsaver.formats.file_layout import FileLayout, TensorSpec
 from torchsaver.formats.manifest import Manifest
 from torchsaver.formats.safetensors_file import SafetensorsFile
-from torchsaver.formats.safetensors_header import FileLayout, TensorSpec
 from torchsaver.formats.tensor_bytes import (
     byte_view,
     dtype_text,
@@ -129,7 +129,7 @@ class TorchFileTensors(SafetensorsFile):
         specs: list[TensorSpec] = []
         start = 0
         for key, tensor in self._tensors.items():
-            specs.append(TensorSpec(key, *_stored_form(tensor), start, start + tensor.nbytes))
+            specs.append(TensorSpec(key, *stored_spec(tensor), start, start + tensor.nbytes))
             start += tensor.nbytes
         self.layout = FileLayout(specs)
         self.specs = self.layout.specs
@@ -153,8 +153,3 @@ class TorchFileTensors(SafetensorsFile):
         if not self._is_verified:
             verify_torch_file(self.path)
             self._is_verified = True
-
-
-def _stored_form(tensor: torch.Tensor) -> tuple[str, tuple[int, ...]]:
-    dtype, shape = stored_spec(tensor)
-    return dtype, tuple(shape)

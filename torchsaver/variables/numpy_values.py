@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from torchsaver.formats.safetensors_header import MAX_RANK
+from torchsaver.formats.file_layout import MAX_RANK
 
 # What torch and numpy both have, in the machine's own byte order.
 _TENSOR_DTYPES = frozenset(

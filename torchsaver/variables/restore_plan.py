@@ -59,6 +59,7 @@ class RestorePlan:
 
     Attributes:
         sources: {slot key: the key its value is stored under}.
+        values: {slot key: that value}; good while the checkpoint is open.
         aliases: {another name of a tied tensor: the slot key it is restored with}.
         ties: (slot key, alias, stored key, stored key): tied in the model, stored twice; the values must be the same.
         objects: {slot key: the JSON tree of its state}; of an optimizer's only what is of its parameters.
@@ -68,6 +69,7 @@ class RestorePlan:
     """
 
     sources: dict[str, str] = field(default_factory=dict)
+    values: dict[str, Any] = field(default_factory=dict)
     aliases: dict[str, str] = field(default_factory=dict)
     ties: list[tuple[str, str, str, str]] = field(default_factory=list)
     objects: dict[str, Any] = field(default_factory=dict)
@@ -143,20 +145,17 @@ def plan_restore(
     shapes: list[tuple[str, list[int], list[int]]] = []
     dtypes: list[tuple[str, str, str]] = []
     targets: list[tuple[str, str]] = []
-    names = _names_by_slot(slots)
-    hits = {name: checkpoint.find(name) for own in names.values() for name in own}
+    hits = {name: checkpoint.find(name) for name in (*slots.tensors, *slots.layouts, *slots.aliases)}
     if through_wrappers:
-        hits.update((name, checkpoint.find(stored)) for name, stored in _renamed(names, hits, checkpoint).items())
+        hits.update((name, checkpoint.find(stored)) for name, stored in _renamed(slots, hits, checkpoint).items())
+    _match_aliases(plan, slots, hits)
     for key, tensor in slots.tensors.items():
-        found = [(name, *hit) for name in names[key] if (hit := hits[name]) is not None]
-        if not found:
+        if (hit := hits[key]) is None:
             plan.missing.append(key)
             continue
-        _, stored_key, stored = found[0]
-        plan.sources[key] = stored_key
-        plan.ties += [(key, name, stored_key, other) for name, other, _ in found[1:] if other != stored_key]
-        reason = why_not_writable(tensor)
-        if reason is not None:
+        plan.sources[key], stored = hit
+        plan.values[key] = stored
+        if (reason := why_not_writable(tensor)) is not None:
             targets.append((key, reason))
         elif stored.dtype != tensor.dtype:
             dtypes.append((key, stored.dtype_name, dtype_text(tensor.dtype)))
@@ -167,6 +166,7 @@ def plan_restore(
             plan.missing.append(key)
             continue
         plan.sources[key], stored = hit
+        plan.values[key] = stored
         if (reason := _why_not_laid_out(layout, stored)) is not None:
             targets.append((key, reason))
         elif stored.dtype != layout.dtype:
@@ -183,23 +183,22 @@ def plan_restore(
     return plan
 
 
-def _names_by_slot(slots: Slots) -> dict[str, list[str]]:
-    """Return for each slot the names its value may be stored under: its key, then its aliases."""
-    names = {key: [key] for key in (*slots.tensors, *slots.layouts)}
-    for alias, key in slots.aliases.items():
-        names[key].append(alias)
-    return names
-
-
-def _renamed(names: Mapping[str, list[str]], hits: Mapping[str, Any], checkpoint: Checkpoint) -> dict[str, str]:
+def _renamed(slots: Slots, hits: Mapping[str, Any], checkpoint: Checkpoint) -> dict[str, str]:
     """Return {name: stored key} of slots that are stored under a name with other wrappers only."""
-    absent = [own for own in names.values() if all(hits[name] is None for name in own)]
-    if not absent:
-        return {}
-    wanted = {name for own in names.values() for name in own}
-    return match_plain(
-        [name for own in absent for name in own], (key for key in checkpoint.keys() if key not in wanted)
-    )
+    slot_of = slots.aliases.get
+    there = {slot_of(name, name) for name, hit in hits.items() if hit is not None}
+    absent = [name for name in hits if slot_of(name, name) not in there]
+    return match_plain(absent, (key for key in checkpoint.keys() if key not in hits)) if absent else {}
+
+
+def _match_aliases(plan: RestorePlan, slots: Slots, hits: dict[str, tuple[str, Stored] | None]) -> None:
+    """Have a tied slot that is stored under another of its names only found there, and note what is stored twice."""
+    for alias, key in slots.aliases.items():
+        other, own = hits[alias], hits[key]
+        if own is None:
+            hits[key] = other
+        elif other is not None and other[0] != own[0]:
+            plan.ties.append((key, alias, own[0], other[0]))
 
 
 def _fits(stored: tuple[int, ...], wanted: torch.Size, reshape: bool) -> bool:

@@ -23,8 +23,8 @@ from faults.fuzz.places import DOCUMENTED, place
 from faults.fuzz.tensorflow_targets import check_checkpoint, check_graph
 from formats.builders import canonical, file_bytes, raw
 
+from torchsaver.formats.file_layout import TensorSpec
 from torchsaver.formats.manifest import Manifest, format_manifest, parse_manifest
-from torchsaver.formats.safetensors_header import TensorSpec
 from torchsaver.formats.shard_index import format_index, parse_index
 from torchsaver.formats.text_proto import TextProtoError
 from torchsaver.reader import CheckpointReader

@@ -14,8 +14,8 @@ import math
 from typing import NamedTuple
 
 from torchsaver.errors import CorruptCheckpointError, UnsupportedCheckpointError
+from torchsaver.formats.file_layout import TensorSpec
 from torchsaver.formats.regular_file import RegularFile
-from torchsaver.formats.safetensors_header import TensorSpec
 from torchsaver.formats.tensor_file import TensorFile
 from torchsaver.formats.tensorflow.data_file import DataFile, require_no_pointer
 from torchsaver.formats.tensorflow.data_types import STRING, DataType

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 from torchsaver.errors import CorruptCheckpointError
 from torchsaver.formats.chunks import Chunk
+from torchsaver.formats.file_layout import TensorSpec
 from torchsaver.formats.manifest import Manifest
 from torchsaver.formats.regular_file import RegularFile
-from torchsaver.formats.safetensors_header import TensorSpec
 from torchsaver.formats.tensorflow.data_types import STRING, VARIANT
 from torchsaver.formats.tensorflow.stored_value import ValueFile
 from torchsaver.formats.tensorflow.texts import ByteOrder, parse_texts, variants_checksum

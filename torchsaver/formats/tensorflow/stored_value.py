@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from torchsaver.errors import CorruptCheckpointError, UnsupportedCheckpointError
-from torchsaver.formats.safetensors_header import MAX_RANK, TensorSpec
+from torchsaver.formats.file_layout import MAX_RANK, TensorSpec
 from torchsaver.formats.tensor_file import TensorFile
 from torchsaver.formats.tensorflow.data_types import DATA_TYPES, DataType
 from torchsaver.formats.tensorflow.slices import Range

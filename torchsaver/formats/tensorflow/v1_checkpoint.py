@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from torchsaver.errors import CorruptCheckpointError, UnsupportedCheckpointError
 from torchsaver.formats.checksum import crc32c
 from torchsaver.formats.chunks import Chunk
+from torchsaver.formats.file_layout import TensorSpec
 from torchsaver.formats.manifest import Manifest
-from torchsaver.formats.safetensors_header import TensorSpec
 from torchsaver.formats.tensor_file import TensorFile
 from torchsaver.formats.tensorflow.data_types import STRING
 from torchsaver.formats.tensorflow.object_graph import ObjectGraph

@@ -24,7 +24,7 @@ from torchsaver.formats.manifest import FORMAT_VERSION, Manifest, format_manifes
 
 LAYOUT = lay_out([("w", "F32", (2, 3)), ("z", "F64", (2,)), ("\u00e9", "I8", ())])
 CONTENT = LAYOUT.content
-KEYS = list(LAYOUT.specs)
+KEYS = LAYOUT.specs.keys()
 FULL = Manifest(
     global_step=7,
     time=1700000000.25,

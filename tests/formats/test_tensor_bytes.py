@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
 from collections.abc import Callable
 
@@ -296,6 +297,32 @@ def test_footprint_is_another_one_wherever_a_tensor_differs_and_in_inference_mod
         assert footprint([tensor]) != found["itself"]
     base.untyped_storage().resize_(base.nbytes - 1)
     assert footprint([tensor]) != found["itself"]
+
+
+def test_footprint_is_the_very_one_of_before_as_long_as_nothing_has_changed() -> None:
+    base = torch.zeros(4, 3, 4, dtype=torch.complex64)
+    tensors = [torch.ones(3), base[:2].as_strided((2, 3, 4), (4, 12, 1))]
+    before = footprint(tensors)
+    assert footprint(tensors, before) is before
+    for other in (tensors[:1], tensors[::-1], [*tensors, tensors[0]], [tensors[0], tensors[1].conj()], []):
+        found = footprint(other, before)
+        assert found != before
+        assert found == footprint(other)
+    with torch.inference_mode():
+        assert footprint(tensors, before) != before
+
+
+def test_footprint_that_has_not_changed_leaves_the_garbage_collector_nothing_to_look_at() -> None:
+    tensors = [torch.ones(3) for _ in range(1000)]
+    before = footprint(tensors)
+    gc.collect()
+    gc.disable()
+    try:
+        counted = gc.get_count()[0]
+        assert footprint(tensors, before) is before
+        assert gc.get_count()[0] - counted < 100
+    finally:
+        gc.enable()
 
 
 def test_footprint_of_an_empty_tensor_on_another_device_is_another_one() -> None:

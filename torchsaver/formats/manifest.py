@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
@@ -88,7 +88,7 @@ def _members(checksums: Mapping[str, int]) -> str:
     return f'"{members}"' if keys else ""
 
 
-def parse_manifest(text: str, content: bytes, keys: Iterable[str], path: str) -> tuple[Manifest, int]:
+def parse_manifest(text: str, content: bytes, keys: Set[str], path: str) -> tuple[Manifest, int]:
     """Return the manifest in `text` and its header checksum, after checking that against `content`.
 
     Args:
@@ -114,7 +114,7 @@ def parse_manifest(text: str, content: bytes, keys: Iterable[str], path: str) ->
     if own[2] != crc32c_hex(checksum):
         raise CorruptCheckpointError(path, 0, f"header checksum is {crc32c_hex(checksum)}, and {own[2]!r} is stored")
     manifest = _from_json(fields, path)
-    if not manifest.shards and manifest.crc32c.keys() != set(keys):
+    if not manifest.shards and manifest.crc32c.keys() != keys:
         _fail(path, "the checksums are not those of the tensors that are there")
     return manifest, checksum
 

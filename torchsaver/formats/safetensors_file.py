@@ -48,7 +48,7 @@ class SafetensorsFile(TensorFile):
         self.header_crc32c: int | None = None
         if MANIFEST_KEY in strings:
             text = strings.pop(MANIFEST_KEY)
-            self.manifest, self.header_crc32c = parse_manifest(text, self.layout.content, specs, self.path)
+            self.manifest, self.header_crc32c = parse_manifest(text, self.layout.content, specs.keys(), self.path)
         elif any(is_unnamed(text) for text in strings.values()):
             raise CorruptCheckpointError(self.path, header.LENGTH_BYTES, "the manifest has lost its name")
         else:

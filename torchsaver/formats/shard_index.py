@@ -66,7 +66,7 @@ def parse_index(data: bytes, path: str) -> tuple[dict[str, str], Manifest]:
             raise CorruptCheckpointError(path, 0, "the manifest has lost its name")
         return weight_map, Manifest()
     content = _content(weight_map, metadata.get("total_size"))
-    manifest, _ = parse_manifest(str(metadata[MANIFEST_KEY]), content, (), path)
+    manifest, _ = parse_manifest(str(metadata[MANIFEST_KEY]), content, set(), path)
     if set(manifest.shards) != set(weight_map.values()):
         raise CorruptCheckpointError(path, 0, "the shards named are not those the keys are in")
     return weight_map, manifest

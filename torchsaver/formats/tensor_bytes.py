@@ -6,6 +6,8 @@ on another device) goes through buffers (staging), so that memory stays bounded 
 
 from __future__ import annotations
 
+import itertools
+import operator
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
@@ -59,33 +61,42 @@ def _why_not_described(tensor: torch.Tensor) -> str | None:
     return None
 
 
-def footprint(tensors: Iterable[torch.Tensor]) -> list[Any] | None:
+def footprint(tensors: Iterable[torch.Tensor], before: list[Any] | None = None) -> list[Any] | None:
     """Return what tells tensors from themselves at another place, of another shape or dtype: equal if none has changed.
 
     None when one of them is not a plain strided tensor, of which all that could not be told.
+
+    Args:
+        tensors: In an order that is always the same.
+        before: What was returned before: it is returned again, the very list, if none has changed.
     """
     some = list(tensors)
     if not all(map(_has_plain_memory, set(map(type, some)))):
         return None
+    mode = torch.is_inference_mode_enabled()  # it decides whether an inference tensor is writable
     try:
-        # All of one tensor at a time: tens of thousands of them do not stay in the processor's cache.
-        places = [
-            (
-                type(each),
-                each.data_ptr(),
-                each.untyped_storage().nbytes(),
-                each.is_cpu or each.device,
-                each.dtype,
-                each.shape,
-                each.is_contiguous() or each.stride(),
-                each.is_conj(),
-                each.is_neg(),
-            )
-            for each in some
-        ]
+        # One at a time: tens of thousands of tuples, for a moment, are what the garbage collector then looks through.
+        found = itertools.chain([mode, len(some)], _places(some))
+        if before is not None and all(map(operator.eq, found, before)):
+            return before
+        return [mode, len(some), *_places(some)]
     except RuntimeError:  # sparse and opaque tensors have no storage, and nested ones no shape
         return None
-    return [torch.is_inference_mode_enabled(), *places]  # the mode decides whether an inference tensor is writable
+
+
+def _places(tensors: Iterable[torch.Tensor]) -> Iterator[tuple[Any, ...]]:
+    for each in tensors:  # all of one at a time: tens of thousands of them do not stay in the processor's cache
+        yield (
+            type(each),
+            each.data_ptr(),
+            each.untyped_storage().nbytes(),
+            each.is_cpu or each.device,
+            each.dtype,
+            each.shape,
+            each.is_contiguous() or each.stride(),
+            each.is_conj(),
+            each.is_neg(),
+        )
 
 
 @lru_cache(maxsize=64)

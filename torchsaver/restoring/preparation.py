@@ -41,7 +41,8 @@ class PreparedRestore:
     """A restore worked out: good again for files of the same layout, as long as tensors stay where and what they are.
 
     Attributes:
-        basis: What it was worked out from; None is like nothing else.
+        places: The footprint of the tensors; None is like nothing else.
+        basis: What else it was worked out from.
         plan: Which stored value goes where.
         parts: The same by file.
         streamed: {slot key: stored key} of all that does not go straight into the memory of a tensor.
@@ -50,6 +51,7 @@ class PreparedRestore:
         layouts: Of the files.
     """
 
+    places: Any = None
     basis: Any = None
     plan: RestorePlan = field(default_factory=RestorePlan)
     parts: list[FilePart] = field(default_factory=list)
@@ -72,17 +74,16 @@ def prepare_restore(
     reshape: bool,
 ) -> PreparedRestore:
     """Return how the slots are restored from an open checkpoint; arguments and errors as those of `restore_from`."""
-    basis = None
     is_plain = names is None and not slots.objects and not slots.layouts
-    if is_plain and (places := footprint(slots.tensors.values())) is not None:
-        basis = strict, reshape, list(slots.tensors), slots.aliases, places, reader.placement
-    if basis is not None and before.basis == basis:
+    places = footprint(slots.tensors.values(), before.places) if is_plain else None
+    basis = strict, reshape, list(slots.tensors), slots.aliases, reader.placement
+    if places is not None and places is before.places and basis == before.basis:
         return before
     plan = plan_restore(slots, names or reader, strict=strict, reshape=reshape, through_wrappers=names is None)
     parts, streamed = _file_parts(slots, plan, reader)
     nbytes = sum(spec.nbytes for part in parts for spec in part.specs)
     plan = replace(plan, values={})  # which hold the files
-    return PreparedRestore(basis, plan, parts, streamed, overlapping(slots, plan), nbytes, reader.layouts)
+    return PreparedRestore(places, basis, plan, parts, streamed, overlapping(slots, plan), nbytes, reader.layouts)
 
 
 def _file_parts(slots: Slots, plan: RestorePlan, reader: CheckpointReader) -> tuple[list[FilePart], dict[str, str]]:

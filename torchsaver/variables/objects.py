@@ -47,8 +47,8 @@ def gather(slots: Slots, storable: Any = None) -> tuple[dict[str, torch.Tensor],
     problems = Problems()
     tensors = {**slots.tensors, **_laid_out(slots, problems)}
     trees = _flatten_objects(slots, tensors, problems)
-    places = footprint(tensors.values())
-    if places is None or places != storable:
+    places = footprint(tensors.values(), storable)
+    if places is None or places is not storable:
         for key, tensor in tensors.items():
             if (reason := why_not_storable(tensor)) is not None:
                 problems.add(f"{key!r} {reason}")

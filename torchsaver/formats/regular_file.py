@@ -122,8 +122,11 @@ def read_regular(path: str, max_bytes: int) -> bytes:
         CorruptCheckpointError: It has more than `max_bytes`, or is a FIFO or a device.
         OSError: As the system gave it.
     """
-    fd, nbytes = open_regular(path)
-    with open(fd, "rb") as file:
-        if nbytes > max_bytes:
-            raise CorruptCheckpointError(path, max_bytes, f"{nbytes} bytes are too many: {max_bytes} are read at most")
-        return file.read(max_bytes)
+    file = RegularFile(path)
+    try:
+        if file.nbytes > max_bytes:
+            reason = f"{file.nbytes} bytes are too many: {max_bytes} are read at most"
+            raise CorruptCheckpointError(path, max_bytes, reason)
+        return bytes(file.read(0, file.nbytes))
+    finally:
+        file.close()

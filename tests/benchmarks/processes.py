@@ -131,6 +131,7 @@ def _no_toy_row(peer: str) -> ToyRow:
     return {
         "peer": peer,
         "role": ENTRIES[peer].role,
+        "torch_import": [],
         "imports": [],
         "first_save": [],
         "first_restore": [],

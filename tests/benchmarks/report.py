@@ -129,6 +129,9 @@ def _toy_columns(row: ToyRow) -> dict[str, list[float]]:
         "first save": row["first_save"],
         "first restore": row["first_restore"],
         "import + save + restore": _whole(row),
+        "of it without `import torch`": [
+            whole - torch_import for whole, torch_import in zip(_whole(row), row["torch_import"], strict=True)
+        ],
         "repeat save": row["repeat_save"],
         "repeat restore": row["repeat_restore"],
         "repeat durable save": row["durable_save"],

@@ -86,10 +86,14 @@ class GrowthResult(TypedDict):
 
 
 class ToyRow(TypedDict):
-    """Two variables in fresh processes: one time of each kind per process, of repeated calls the median in it."""
+    """Two variables in fresh processes: one time of each kind per process, of repeated calls the median in it.
+
+    `torch_import` is a part of `imports`, 0 where a peer does without torch.
+    """
 
     peer: str
     role: Role
+    torch_import: list[float]
     imports: list[float]
     first_save: list[float]
     first_restore: list[float]

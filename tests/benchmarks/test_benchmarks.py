@@ -127,6 +127,7 @@ def _results(*made: WorkloadResult) -> Results:
                 {
                     "peer": "torchsaver",
                     "role": "ours",
+                    "torch_import": [0.5, 1.5],
                     "imports": [1.0, 3.0],
                     "first_save": [0.25, 0.25],
                     "first_restore": [0.5, 0.5],
@@ -183,7 +184,7 @@ def test_report_says_who_was_left_out_and_why() -> None:
 def test_report_has_slopes_toy_and_imports() -> None:
     text = report.format_report(_results())
     assert "| torchsaver | 10.0 | 1.00 | 0.0110, 0.0210 |" in text
-    assert "| torchsaver | 2,000 | 250 | 500 | 2,750 | 6.00 | 1.00 | 6.00 | 0.500 |" in text
+    assert "| torchsaver | 2,000 | 250 | 500 | 2,750 | 1,750 | 6.00 | 1.00 | 6.00 | 0.500 |" in text
     assert "| `import torchsaver` after it | 62.5 | 62.5-62.5 |" in text
 
 

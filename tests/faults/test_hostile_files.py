@@ -103,6 +103,14 @@ def _headers() -> Iterator[Case]:
         "150 000 empty tensors": lambda: (
             b"{" + _joined(b'"%x":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}', 150_000)
         ),
+        "119 000 wrong tensors, each of a shape of its own": lambda: (
+            b"{"
+            + b",".join(
+                b'"%x":{"dtype":"U8","shape":[%d%b],"data_offsets":[0,1]}' % (number, 300 + number, b",257" * 63)
+                for number in range(119_000)
+            )
+            + b"}"
+        ),
     }
     for name, make in large.items():
         yield single(f"header: {name}", lambda make=make: header_file(make(), ONE))  # type: ignore[misc]

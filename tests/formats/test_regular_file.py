@@ -85,3 +85,20 @@ def test_read_regular_sparse_file_of_a_terabyte_is_refused_unread(tmp_path: Path
         file.truncate(1 << 40)
     with pytest.raises(CorruptCheckpointError, match="too many"):
         read_regular(str(tmp_path / "file"), 1 << 20)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="needs a file whose size is not known before")
+def test_read_regular_of_unknown_size_is_read_to_its_end_or_the_limit() -> None:
+    assert os.stat("/proc/self/maps").st_size == 0
+    content = read_regular("/proc/self/maps", 1 << 24)
+    assert content.endswith(b"\n")
+    assert read_regular("/proc/self/maps", 100) == content[:100]
+
+
+def test_read_regular_any_size_up_to_the_limit_is_read_whole(tmp_path: Path) -> None:
+    for nbytes in (0, 1, 65_535, 65_536, 65_537, 200_000):
+        content = os.urandom(nbytes)
+        (tmp_path / "file").write_bytes(content)
+        assert read_regular(str(tmp_path / "file"), 200_000) == content
+    with pytest.raises(CorruptCheckpointError, match="200000 bytes are too many: 199999"):
+        read_regular(str(tmp_path / "file"), 199_999)

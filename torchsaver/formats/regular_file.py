@@ -17,6 +17,7 @@ MOST_BUFFERS = 1024  # that one call takes (IOV_MAX of Linux and macOS)
 # O_NONBLOCK: opening a FIFO nobody writes to must not block; it has no effect on a regular file.
 _FLAGS = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
 
+_PIECE_BYTES = 64 << 10
 _seeking = threading.Lock()  # where a file can only be read at the one position it has
 
 
@@ -122,11 +123,13 @@ def read_regular(path: str, max_bytes: int) -> bytes:
         CorruptCheckpointError: It has more than `max_bytes`, or is a FIFO or a device.
         OSError: As the system gave it.
     """
-    file = RegularFile(path)
-    try:
-        if file.nbytes > max_bytes:
-            reason = f"{file.nbytes} bytes are too many: {max_bytes} are read at most"
-            raise CorruptCheckpointError(path, max_bytes, reason)
-        return bytes(file.read(0, file.nbytes))
-    finally:
-        file.close()
+    fd, nbytes = open_regular(path)
+    with open(fd, "rb", buffering=0) as file:
+        if nbytes > max_bytes:
+            raise CorruptCheckpointError(path, max_bytes, f"{nbytes} bytes are too many: {max_bytes} are read at most")
+        pieces, room = [], max_bytes
+        # Up to its end, which some file systems do not know before; in pieces, since each read takes its memory first.
+        while piece := file.read(min(max(nbytes, _PIECE_BYTES), room)):
+            pieces.append(piece)
+            room -= len(piece)
+    return b"".join(pieces)

@@ -9,7 +9,6 @@ a size from the file is used, because the header is not to be trusted. Source: f
 
 from __future__ import annotations
 
-import itertools
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -37,10 +36,9 @@ _SIZE = "(?:0|[1-9][0-9]{0,18})"
 _SHAPE = rf"(?:{_SIZE}(?:,{_SIZE}){{0,{MAX_RANK - 1}}})?"
 # An entry with its comma as our writer, safetensors' own and most others write it: many times faster than JSON.
 _USUAL_ENTRY = re.compile(
-    r'"([^"\\\x00-\x1f]*)":\{"dtype":"([A-Z0-9_]+)",'
-    rf'"shape":\[({_SHAPE})\],"data_offsets":\[({_SIZE}),({_SIZE})\]\}}(,(?=")|(?=\}}))'
+    r'("([^"\\\x00-\x1f]*)":\{"dtype":"([A-Z0-9_]+)",'
+    rf'"shape":\[({_SHAPE})\],"data_offsets":\[({_SIZE}),({_SIZE})\]\}}(?:,(?=")|(?=\}})))'
 )
-_EMPTY_ENTRY = '"":{"dtype":"","shape":[],"data_offsets":[,]}'  # what it has beside the groups
 _FOREIGN = {
     b"PK\x03\x04": "a zip archive, as torch.save writes",
     b"model_ch": "a state file: pass its directory",
@@ -110,7 +108,7 @@ def parse_header(
         for layout in known:
             end = position + len(layout.members)
             is_this = layout.nbytes == data_bytes and text.startswith(layout.members, position)
-            if is_this and _ends_well(text, position, end, is_empty=not layout.specs):
+            if is_this and _ends_well(text, position, end, layout.specs):
                 return layout, metadata
         specs = _usual_specs(text, position, MAX_MEMBERS - len(metadata) - 1, path)
         if specs is None:
@@ -147,30 +145,29 @@ def _require_unicode(metadata: Mapping[str, str], path: str) -> None:
 
 def _usual_specs(text: str, position: int, most: int, path: str) -> list[TensorSpec] | None:
     """Return the specs by where they start, or None when the text is not, to the letter, what writers usually write."""
-    if text.count('"data_offsets"', position) > most:
-        return None
-    entries = _USUAL_ENTRY.findall(text, position)
-    # Where they end, if there is nothing in between: at once for all of them is a third of one by one.
-    end = position + len(entries) * len(_EMPTY_ENTRY) + len("".join(itertools.chain.from_iterable(entries)))
-    if not _ends_well(text, position, end, is_empty=not entries):
-        return None
-    shapes = {shape: tuple(map(int, shape.split(","))) if shape else () for shape in {entry[2] for entry in entries}}
     specs: dict[str, TensorSpec] = {}
-    for key, dtype, shape, first, last, _ in entries:
-        start, end = int(first), int(last)
-        sizes = shapes[shape]
+    shapes: dict[str, tuple[int, ...]] = {}  # tens of thousands of tensors have a few
+    first = position
+    for entry, key, dtype, shape, start_text, end_text in map(re.Match.groups, _USUAL_ENTRY.finditer(text, position)):
+        is_next = text.startswith(entry, position)
+        if not is_next or key in specs or key == METADATA_KEY or len(specs) == most:
+            return None
+        position += len(entry)
+        if (sizes := shapes.get(shape)) is None:
+            sizes = shapes[shape] = tuple(map(int, shape.split(","))) if shape else ()
+        start, end = int(start_text), int(end_text)
         spec = specs[key] = TensorSpec(key, dtype, sizes, start, end)
         # One that takes just its bytes, and some, is within all limits: there are tens of thousands.
         if start == end or 8 * (end - start) != math.prod(sizes, start=DTYPE_BITS.get(dtype, 0)):
             _checked(spec, path)
-    return _by_start(specs) if len(specs) == len(entries) and METADATA_KEY not in specs else None
+    return _by_start(specs) if _ends_well(text, first, position, specs) else None
 
 
-def _ends_well(text: str, start: int, end: int, *, is_empty: bool) -> bool:
+def _ends_well(text: str, start: int, end: int, specs: Mapping[str, TensorSpec]) -> bool:
     """Return whether the entries of a header, from `start` to `end`, have a comma before them and nothing after."""
     is_first = start == len("{")
     has_comma = start > len("{") and text[start - 1] == ","
-    return text[end:].rstrip(" ") == "}" and (is_first or (start > 0 and has_comma != is_empty))
+    return text[end:].rstrip(" ") == "}" and (is_first or (start > 0 and has_comma == bool(specs)))
 
 
 def _parse_members(cursor: JsonCursor, path: str) -> tuple[list[TensorSpec], dict[str, str]]:

@@ -8,6 +8,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -34,6 +35,9 @@ from torch import nn
 import torchsaver as ts
 from torchsaver.formats import bulk_read
 from torchsaver.formats.regular_file import RegularFile
+from torchsaver.restoring.shared_memory import overlapping
+from torchsaver.variables.restore_plan import RestorePlan
+from torchsaver.variables.var_list import Slots
 
 
 @pytest.fixture(autouse=True)
@@ -375,3 +379,63 @@ class PreparedAgainstNew(RuleBasedStateMachine):
 
 TestPreparedAgainstNew = PreparedAgainstNew.TestCase
 TestPreparedAgainstNew.settings = settings(max_examples=20, stateful_step_count=15, deadline=None)
+
+
+def test_restore_of_two_checkpoints_in_turn_gives_an_object_its_state_of_each(tmp_path: Path) -> None:
+    held = Held({})
+    saver = ts.Saver({"w": torch.ones(2), "held": held})
+    prefixes = []
+    for number in (1, 2):
+        held.state = {"n": number}
+        prefixes.append(saver.save(tmp_path / f"m{number}"))
+    for number in (1, 2, 1):
+        saver.restore(prefixes[number - 1])
+        assert held.state == {"n": number}
+
+
+def test_restore_of_a_tensor_over_two_apart_sees_a_conflict_with_the_second(tmp_path: Path) -> None:
+    prefix = ts.Saver({"all": torch.zeros(10), "one": torch.zeros(1), "two": torch.ones(1)}).save(tmp_path / "m")
+    base = torch.full((10,), 7.0)
+    with pytest.raises(ts.MismatchError, match="shares memory"):
+        ts.Saver({"all": base, "one": base[1:2], "two": base[5:6]}).restore(prefix)
+
+
+def test_overlapping_groups_by_device_what_reaches_over_the_same_bytes() -> None:
+    def at(device: str, start: int, nbytes: int) -> Any:
+        return SimpleNamespace(
+            data_ptr=lambda: start,
+            nbytes=nbytes,
+            numel=lambda: nbytes,
+            is_contiguous=lambda: True,
+            is_cpu=device == "cpu",
+            device=device,
+        )
+
+    places = [("cpu", 10, 90), ("cpu", 20, 5), ("cpu", 50, 5), ("cpu", 100, 5), ("cpu", 50, 0)]
+    places += [("cuda:0", 60, 5), ("cuda:0", 62, 5), ("cuda:0", 80, 5), ("cuda:1", 63, 1)]
+    tensors = {str(number): at(*place) for number, place in enumerate(places)}
+    found = overlapping(Slots(tensors), RestorePlan(dict.fromkeys(tensors, "k")))
+    assert found == [[("0", 0), ("1", 0), ("2", 0)], [("5", 0), ("6", 0)]]
+
+
+def test_restore_after_another_tie_reports_the_new_alias(tmp_path: Path) -> None:
+    model = tied_model(is_tied=True)
+    saver = ts.Saver(model)
+    prefix = saver.save(tmp_path / "m")
+    assert list(saver.restore(prefix).aliases) == ["b.weight"]
+    model["c"] = model["a"]
+    assert list(saver.restore(prefix).aliases) == ["b.weight", "c.weight"]
+
+
+@pytest.mark.parametrize("key", ["A", "z"])  # in the file before and after what is read twice
+def test_restore_of_a_tied_value_into_two_tensors_beside_an_empty_one_is_right(key: str, tmp_path: Path) -> None:
+    tied, untied = tied_model(is_tied=True), tied_model(is_tied=False)
+    prefix = ts.Saver({"model": tied, key: Held({"t": torch.empty(0)})}).save(tmp_path / "m")
+    ts.Saver({"model": untied, key: Held({"t": torch.empty(0)})}).restore(prefix)
+    assert all(torch.equal(untied[name].weight, tied["a"].weight) for name in "ab")
+
+
+def test_restore_reports_the_bytes_of_objects_too_and_keeps_no_value_of_the_checkpoint(tmp_path: Path) -> None:
+    saver = ts.Saver({"w": torch.ones(2), "held": Held({"t": torch.ones(5)})})
+    assert saver.restore(saver.save(tmp_path / "m")).bytes == 28
+    assert saver._prepared_restore.plan.values == {}

@@ -640,3 +640,13 @@ def test_settings_carry_over_to_a_saver_of_layouts(tmp_path: Path) -> None:
     second = ts.Saver({"k": dense(model.weight)}, **first.settings)
     assert second.settings == first.settings
     assert second.save(tmp_path / "m") is not None
+
+
+def test_layout_whose_tensor_was_replaced_is_checked_again(tmp_path: Path) -> None:
+    model = nn.Linear(2, 3, bias=False)
+    saver = ts.Saver({"k": dense(model.weight)}, names_from=model)
+    prefix = saver.save(tmp_path / "m")
+    saver.restore(prefix)
+    model.weight = nn.Parameter(torch.zeros(3, 1).expand(3, 2))
+    with pytest.raises(ts.MismatchError, match="is expanded"):
+        saver.restore(prefix)

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from torchsaver.formats.file_layout import FileLayout, TensorSpec, lay_out
+from torchsaver.formats.file_layout import FileLayout, TensorSpec, bytes_of, lay_out
 from torchsaver.formats.json_text import canonical_json
 
 ODD_KEYS = [
@@ -49,3 +49,17 @@ def test_layout_members_are_the_header_s_json_in_the_order_of_the_file() -> None
     }
     assert list(found.items()) == list(wanted.items())
     assert FileLayout(SPECS).members == json.dumps(wanted, separators=(",", ":"), ensure_ascii=False)[1:-1]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape", "wanted"),
+    [
+        ("I8", [0, 2**63 - 1], 0),
+        ("I8", [0, 2**63], None),
+        ("F4", [0, 2**63], None),
+        ("F4", [2**63 - 2], 2**62 - 1),
+        ("F4", [3], None),
+    ],
+)
+def test_bytes_of_at_the_limits(dtype: str, shape: list[int], wanted: int | None) -> None:
+    assert bytes_of(dtype, shape) == wanted

@@ -35,8 +35,10 @@ def test_format_header_any_length_starts_data_at_a_multiple_of_64_and_parses_bac
         assert (list(found.specs.values()), metadata) == (SPECS, {"m": "x" * length})
 
 
-def test_parse_header_specs_in_any_order_come_in_the_order_of_the_file() -> None:
-    text = json.dumps({"a": entry("I8", [], 8, 9), "b": entry("F32", [2, 1], 0, 8), "e": entry("F32", [0], 8, 8)})
+@pytest.mark.parametrize("separators", [None, (",", ":")])
+def test_parse_header_specs_in_any_order_come_in_the_order_of_the_file(separators: tuple[str, str] | None) -> None:
+    header = {"a": entry("I8", [], 8, 9), "b": entry("F32", [2, 1], 0, 8), "e": entry("F32", [0], 8, 8)}
+    text = json.dumps(header, separators=separators)
     assert list(parse_header(text.encode(), 9, "p")[0].specs) == ["b", "e", "a"]
 
 
@@ -167,7 +169,7 @@ def test_parse_header_hostile_file_is_refused_and_soon(kind: str, tmp_path: Path
     [
         *(("F32", shape, 0) for shape in ([0, 2**63], [2**63, 0], [2**32, 2**32], [], [1])),
         *(("F32", [2**32 + 1, 2**32], 2**34), ("F32", [2], 4), ("F32", [0], 4), ("F4", [1], 0), ("F4", [3], 2)),
-        *(("F33", [1], 4), ("F33", [0], 0)),
+        *(("F33", [1], 4), ("F33", [0], 0), ("F33", [4], 4)),
     ],
 )
 def test_parse_header_sizes_that_do_not_fit_are_refused_in_the_form_writers_use_too(
@@ -242,6 +244,7 @@ ENTRY = '"a":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'
             '{"__metadata__":{}',
             '{"__metadata__":{}x}',
         ),
+        *(f"{{{ENTRY}}}\u00a0", f"{{{ENTRY}}}\v"),
         *(f'{{"__metadata__":{{}}{ENTRY}}}', f"{{,{ENTRY}}}", f"{{{ENTRY},}}", f"{{{ENTRY}{ENTRY}}}", f"{{{ENTRY}"),
     ],
 )
@@ -263,6 +266,24 @@ def test_parse_header_anything_but_a_comma_between_entries_is_no_json(between: s
 
 @pytest.mark.parametrize("again", ["a", "__metadata__"])
 def test_parse_header_key_that_stands_twice_or_is_the_metadata_s_is_refused_in_the_compact_form(again: str) -> None:
-    text = f"{{{ENTRY},{ENTRY.replace('a', again, 1)}}}"
-    with pytest.raises(CorruptCheckpointError):
-        parse_header(text.encode(), 0, "p")
+    for later in ("", f",{ENTRY.replace('a', 'c', 1).replace('F32', 'U9')}"):  # what is wrong first counts
+        text = f"{{{ENTRY},{ENTRY.replace('a', again, 1)}{later}}}"
+        with pytest.raises(CorruptCheckpointError):
+            parse_header(text.encode(), 0, "p")
+
+
+def test_parse_header_known_layout_is_returned_for_just_that_header() -> None:
+    layout = FileLayout(SPECS)
+    for metadata in ({}, {"m": "x"}):
+        text = format_header(layout, metadata)[8:]
+        assert parse_header(text, 9, "p", [FileLayout([]), layout])[0] is layout
+        with pytest.raises(CorruptCheckpointError, match="10 follow"):
+            parse_header(text, 10, "p", [layout])
+
+
+def test_parse_header_known_layout_is_not_taken_for_one_with_more_to_it() -> None:
+    layout = FileLayout(SPECS)
+    more = FileLayout([*SPECS, TensorSpec("e", "F32", (0,), 9, 9)])
+    assert list(parse_header(format_header(more, {})[8:], 9, "p", [layout])[0].specs) == ["b", "a", "e"]
+    with pytest.raises(CorruptCheckpointError, match="not JSON"):
+        parse_header(b'{"__metadata__":{},}', 0, "p", [FileLayout([])])

@@ -6,6 +6,7 @@ import gc
 import warnings
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from formats.builders import ALL_DTYPES, EXPANDED, VIEWS, base_bytes, base_tensor, elements, raw
@@ -342,3 +343,22 @@ def test_why_not_storable_storage_that_ends_before_the_last_element_of_a_strided
     assert why_not_storable(stepped) is None
     base.untyped_storage().resize_(9 * base.element_size())
     assert "has no memory any more" in str(why_not_storable(stepped))
+
+
+def test_footprint_of_the_same_memory_with_a_shorter_storage_is_another_one() -> None:
+    base = np.zeros(10, np.float32)
+    long, short = (torch.from_numpy(part)[:5] for part in (base, base[:5]))
+    assert long.data_ptr() == short.data_ptr()
+    assert footprint([long]) != footprint([short])
+
+
+def test_footprint_on_another_card_is_another_one() -> None:
+    class OnCard(torch.Tensor):
+        is_cpu = False
+        device = torch.device("cuda:0")
+
+    tensor = torch.zeros(2).as_subclass(OnCard)
+    before = footprint([tensor])
+    assert before is not None
+    OnCard.device = torch.device("cuda:1")
+    assert footprint([tensor], before) != before

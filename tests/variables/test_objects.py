@@ -288,3 +288,10 @@ def test_every_problem_of_every_object_is_told_at_once() -> None:
     with pytest.raises(ts.VarListTypeError) as raised:
         ts.Saver(held)
     assert [line.split()[0] for line in raised.value.problems] == ["'one.a'", "'one.b.0'", "'one.b.1'", "'two.c'"]
+
+
+def test_gather_of_unchanged_tensors_checks_none_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    slots = Slots({"w": torch.ones(2)})
+    _, _, places = gather(slots)
+    monkeypatch.setattr("torchsaver.variables.objects.why_not_storable", lambda _: "is checked again")
+    assert gather(slots, places)[2] is places

@@ -305,3 +305,9 @@ def test_plan_of_an_optimizer_whose_tensor_is_gone_is_corrupt_also_if_it_is_not_
     shelf = Shelf({"o.a.m": Spec()}, object_trees={"o": _optimizer_tree("a", "gone")})
     with pytest.raises(ts.CorruptCheckpointError, match=r"o\.gone\.m"):
         plan_restore(_optimizer_slots("a"), shelf, strict=False, reshape=False)
+
+
+def test_plan_slot_that_is_there_by_its_alias_is_not_looked_for_through_wrappers() -> None:
+    shelf = Shelf({"b": Spec(), "module.a": Spec()})
+    plan = plan_restore(_slots("a", b="a"), shelf, strict=True, reshape=False)
+    assert (plan.sources, plan.ties, plan.unused) == ({"a": "b"}, [], ["module.a"])

@@ -117,13 +117,13 @@ def why_not_writable(tensor: torch.Tensor) -> str | None:
 
 
 def _overlaps_itself(tensor: torch.Tensor) -> bool:
-    """Return whether two elements of a tensor with any strides may have one place."""
+    """Return whether two elements of a tensor that is not contiguous, so not empty either, may have one place."""
     reached = 1  # elements that the dimensions seen so far reach over
     for stride, size in sorted(
         (stride, size) for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1
     ):
         if stride < reached:
-            return tensor.numel() > 0
+            return True
         reached += stride * (size - 1)
     return False
 

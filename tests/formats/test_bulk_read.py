@@ -49,7 +49,7 @@ def _chunks_are_small_and_no_thread_or_file_is_left(monkeypatch: pytest.MonkeyPa
 
     before = held()
     yield
-    assert held() == before
+    assert all(now <= then for now, then in zip(held(), before, strict=True))  # the collector may close another test's
 
 
 class Target:

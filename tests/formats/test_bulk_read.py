@@ -139,12 +139,12 @@ def test_read_chunks_of_few_bytes_are_read_here_and_of_more_shared_among_threads
     monkeypatch.setattr(bulk_read, "_FEW_BYTES", 4 * CHUNK)
     for nbytes in (4 * CHUNK, 4 * CHUNK + 1):
         read_chunks(file, BASE, cut_into_chunks([(0, nbytes, 0)]))
-    assert shared == [(4, 1), (5, min(max(2, cores()), 8))]
+    assert shared == [(4, 1), (5, min(2 * cores(), 8))]
     shared.clear()
     for number in (1, 3, 64):
         monkeypatch.setattr(bulk_read, "cores", lambda number=number: number)
         read_chunks(file, BASE, cut_into_chunks([(0, 4 * CHUNK + 1, 0)]))
-    assert shared == [(5, 2), (5, 3), (5, 8)]
+    assert shared == [(5, 2), (5, 6), (5, 8)]
 
 
 @pytest.mark.parametrize("way", WAYS)

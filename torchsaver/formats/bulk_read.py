@@ -12,7 +12,6 @@ from torchsaver.formats.parallel import cores, share
 from torchsaver.formats.regular_file import RegularFile
 
 _FEW_BYTES = 4 << 20  # are read sooner than threads have started
-_FEWEST_THREADS = 2  # on one core, too: it has another request at work while the disk looks for the first
 _MOST_THREADS = 8  # each has a buffer of a chunk: memory is bounded whatever the number of processors
 
 
@@ -47,7 +46,7 @@ def read_chunks(
             if checksum:
                 found[number] = list(map(crc32c, pieces))
 
-    share(len(chunks), min(max(cores(), _FEWEST_THREADS), _MOST_THREADS) if is_much else 1, read)
+    share(len(chunks), min(2 * cores(), _MOST_THREADS) if is_much else 1, read)
     return found
 
 

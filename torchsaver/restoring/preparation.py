@@ -11,7 +11,7 @@ from torchsaver.formats.file_layout import FileLayout, TensorSpec
 from torchsaver.formats.tensor_bytes import footprint, is_dense
 from torchsaver.formats.tensor_file import TensorFile
 from torchsaver.reader import CheckpointReader
-from torchsaver.restoring.shared_memory import overlapping
+from torchsaver.restoring.shared_memory import Member, overlapping
 from torchsaver.stored_tensor import StoredTensor
 from torchsaver.variables.restore_plan import Checkpoint, RestorePlan, plan_restore
 from torchsaver.variables.state_tree import tensor_keys
@@ -56,7 +56,7 @@ class PreparedRestore:
     plan: RestorePlan = field(default_factory=RestorePlan)
     parts: list[FilePart] = field(default_factory=list)
     streamed: dict[str, str] = field(default_factory=dict)
-    overlapping: list[list[tuple[str, int]]] = field(default_factory=list)
+    overlapping: list[list[Member]] = field(default_factory=list)
     bytes: int = 0
     layouts: list[FileLayout] = field(default_factory=list)
 
@@ -96,17 +96,13 @@ def _file_parts(slots: Slots, plan: RestorePlan, reader: CheckpointReader) -> tu
             read[file][spec.key] = spec
     for key, stored_key in plan.sources.items():
         stored = plan.values[key]
-        if isinstance(stored, StoredTensor):
-            file, spec = stored.file, stored.spec
+        for file, spec in stored.pieces:
             read[file][spec.key] = spec
-            tensor = slots.tensors.get(key)
-            if tensor is not None and is_dense(tensor):
-                straight[file].append((spec.start, spec.end, tensor.data_ptr(), key))
-                continue
+        tensor = slots.tensors.get(key)
+        if tensor is not None and isinstance(stored, StoredTensor) and is_dense(tensor):
+            straight[stored.file].append((stored.spec.start, stored.spec.end, tensor.data_ptr(), key))
         else:
-            for file, spec in stored.pieces:
-                read[file][spec.key] = spec
-        streamed[key] = stored_key
+            streamed[key] = stored_key
     parts = [_file_part(number, read[file], straight[file]) for number, file in enumerate(read)]
     return parts, streamed
 

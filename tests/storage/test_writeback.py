@@ -145,9 +145,20 @@ def test_writeback_of_a_large_file_sets_its_size_aside_and_of_a_small_one_nothin
 ) -> None:
     monkeypatch.undo()
     asked = fallocate_says(errno.EOPNOTSUPP, monkeypatch)
-    for nbytes in ((8 << 20) - 1, 8 << 20, 1 << 33):
+    for nbytes in ((8 << 20) - 1, 8 << 20, 20 << 20):
         Writeback(fd, nbytes).reserve()
-    assert asked == [(fd, 1, 0, 8 << 20), (fd, 1, 0, 1 << 33)]
+    assert asked == [(fd, 1, 0, 8 << 20), (fd, 1, 0, 20 << 20)]
+
+
+def test_writeback_of_more_than_there_is_room_for_takes_none_of_it_from_others(
+    fd: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = fallocate_says(errno.EOPNOTSUPP, monkeypatch)
+    room = os.statvfs_result([4096, 4096, 900, 800, 700, 9, 9, 9, 0, 255])  # 700 blocks are not root's alone
+    monkeypatch.setattr(os, "fstatvfs", lambda _: room)
+    for nbytes in (700 * 4096, 700 * 4096 + 1):
+        Writeback(fd, nbytes).reserve()
+    assert asked == [(fd, 1, 0, 700 * 4096)]
 
 
 @pytest.mark.skipif(writeback._fallocate is None, reason="this system sets no room aside")

@@ -150,7 +150,10 @@ def _entries() -> Iterator[Case]:
 
 WRONG_FIELDS: dict[str, tuple[Any, ...]] = {
     "format_version": (None, 0, 2, True, 1.0, "1", 10**400),
-    "crc32c": (None, [], {}, {"a": 1}, {"a": "x"}, {"b": "00000000"}, {"a": "00000000"}),
+    "crc32c": (
+        *(None, [], 1, "", "x", "0" * 7, "0" * 8, "0" * 16),
+        *({}, {"a": 1}, {"a": "x"}, {"b": "00000000"}, {"a": "00000000"}),
+    ),
     "global_step": ("1", 1.0, True, [], {}),
     "time": ("1", True, 1e300, 10**400),
     "aliases": ([], "x", {"b": 1}, {"b": None}),
@@ -171,8 +174,9 @@ def _manifests() -> Iterator[Case]:
 
         return single(f"manifest: {name}", make, wanted)
 
-    right = {"format_version": 1, "crc32c": {"a": f"{crc32c(ONE):08x}"}}
+    right = {"format_version": 1, "crc32c": f"{crc32c(ONE):08x}"}
     yield ours("that is right", signed(right, content), VALUES)
+    yield ours("as it was at first", signed({**right, "crc32c": {"a": right["crc32c"]}}, content), VALUES)
     yield ours("unsigned", json.dumps(right))
     for field_name, wrong in WRONG_FIELDS.items():
         for value in wrong:

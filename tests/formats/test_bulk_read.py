@@ -149,6 +149,19 @@ def test_read_chunks_of_few_bytes_are_read_here_and_of_more_shared_among_threads
     assert shared == [(5, 2), (5, 6), (5, 8)]
 
 
+@pytest.mark.parametrize(("pieces", "threads"), [(15, 6), (16, 6), (17, 3)])
+def test_read_chunks_in_small_pieces_are_shared_among_as_many_threads_as_processors(
+    pieces: int, threads: int, file: RegularFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared: list[tuple[int, int]] = []
+    monkeypatch.setattr(bulk_read, "share", lambda count, threads, _: shared.append((count, threads)))
+    monkeypatch.setattr(bulk_read, "_FEW_BYTES", 0)
+    monkeypatch.setattr(bulk_read, "cores", lambda: 3)
+    small = [(start, start + CHUNK // pieces, 0) for start in range(0, CHUNK // pieces * pieces, CHUNK // pieces)]
+    read_chunks(file, BASE, [chunk for _ in range(4) for chunk in cut_into_chunks(small)])
+    assert shared == [(4, threads)]
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_read_chunks_of_a_file_cut_before_or_while_it_is_read_is_a_corrupt_checkpoint(
     way: Callable[[pytest.MonkeyPatch], None],

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torchsaver.formats.checksum import crc32c, crc32c_from_hexes, crc32c_hex, crc32c_hexes, joined_crc32c
+from torchsaver.formats.checksum import crc32c, crc32c_hex, crc32cs_from_hex, crc32cs_hex, joined_crc32c
 
 VECTORS = [  # RFC 3720, appendix B.4, and the check value of the CRC catalogue
     (b"", 0),
@@ -41,18 +41,18 @@ def test_crc32c_hex_any_value_has_eight_digits(value: int, text: str) -> None:
 
 
 @given(values=st.lists(st.integers(0, (1 << 32) - 1), max_size=20))
-def test_crc32c_hexes_any_values_are_as_each_by_itself_and_come_back(values: list[int]) -> None:
-    texts = crc32c_hexes(values)
-    assert texts == list(map(crc32c_hex, values))
-    assert list(crc32c_from_hexes(texts)) == values
+def test_crc32cs_hex_any_values_are_as_each_by_itself_and_come_back(values: list[int]) -> None:
+    text = crc32cs_hex(values)
+    assert text == "".join(map(crc32c_hex, values))
+    assert list(crc32cs_from_hex(text, len(values))) == values
 
 
 @pytest.mark.parametrize(
-    "texts", [["0"], ["0000000g"], ["0x000000"], ["0000 000"], ["000000000", "0000000"], [" 1234567", "12345678"]]
+    "text", ["", "0", "0" * 15, "0" * 17, "0" * 24, "0" * 15 + "g", "0x" + "0" * 14, "0000 000" * 2, "\u0660" * 16]
 )
-def test_crc32c_from_hexes_other_texts_are_refused(texts: list[str]) -> None:
-    with pytest.raises(ValueError, match="hexadecimal"):
-        crc32c_from_hexes(texts)
+def test_crc32cs_from_hex_other_texts_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=f"^{len(text)} characters, and 2 .* 16$|^not all of hexadecimal digits"):
+        crc32cs_from_hex(text, 2)
 
 
 @given(first=st.binary(max_size=300), second=st.binary(max_size=300))

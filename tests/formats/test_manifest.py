@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from torchsaver.errors import CorruptCheckpointError, UnsupportedCheckpointError
-from torchsaver.formats.checksum import crc32c_hex
+from torchsaver.formats.checksum import crc32cs_hex
 from torchsaver.formats.file_layout import lay_out
 from torchsaver.formats.json_text import canonical_json, require_json
 from torchsaver.formats.manifest import FORMAT_VERSION, Manifest, format_manifest, parse_manifest
@@ -36,7 +36,7 @@ FULL = Manifest(
     metadata={"note": "\u00e9\U0001f600", "list": [1, -0.5, True, None]},
     metrics={"val/\u00e9": 0.1, "inf": math.inf, "-inf": -math.inf, "small": 5e-324, "big": -1.7976931348623157e308},
 )
-PLAIN = {"format_version": 1, "crc32c": dict.fromkeys(KEYS, "00000000")}
+PLAIN = {"format_version": 1, "crc32c": "00000000" * len(KEYS)}
 
 
 def parse(text: str, content: bytes = CONTENT) -> Manifest:
@@ -52,10 +52,16 @@ def test_parse_manifest_of_format_manifest_gives_it_back(manifest: Manifest) -> 
 
 
 @given(checksums=st.dictionaries(st.text(st.characters(exclude_categories=("Cs",))), st.integers(0, 0xFFFFFFFF)))
-def test_format_manifest_checksums_of_any_keys_are_written_as_canonical_json(checksums: dict[str, int]) -> None:
-    text, _ = format_manifest(Manifest(crc32c=checksums, aliases={"crc32c": '{"crc32c":{'}), CONTENT)
+def test_format_manifest_checksums_of_any_keys_are_in_their_order_and_come_back(checksums: dict[str, int]) -> None:
+    text, _ = format_manifest(Manifest(crc32c=checksums), CONTENT)
     assert text == canonical_json(json.loads(text))
-    assert json.loads(text).get("crc32c", {}) == {key: crc32c_hex(value) for key, value in checksums.items()}
+    assert json.loads(text).get("crc32c", "") == crc32cs_hex([checksums[key] for key in sorted(checksums)])
+    assert parse_manifest(text, CONTENT, checksums.keys(), "p")[0].crc32c == checksums
+
+
+def test_parse_manifest_checksums_each_under_its_key_as_they_were_written_at_first_are_read() -> None:
+    first = {**PLAIN, "crc32c": {"z": "0000000a", "w": "fffffffF", "\u00e9": "00000000"}}
+    assert parse(signed(first, json.loads(CONTENT))).crc32c == {"z": 10, "w": 0xFFFFFFFF, "\u00e9": 0}
 
 
 def test_format_manifest_other_checksums_take_the_same_length() -> None:
@@ -75,8 +81,9 @@ CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
     "time": lambda m: m.update(time=1700000000.5),
     "version": lambda m: m.update(format_version=0),
     "versions": lambda m: m["versions"].update(torch="0"),
-    "checksum": lambda m: m["crc32c"].update(w="00000002"),
-    "checksum_gone": lambda m: m["crc32c"].pop("w"),
+    "checksum": lambda m: m.update(crc32c="00000002" + m["crc32c"][8:]),
+    "checksum_gone": lambda m: m.update(crc32c=m["crc32c"][8:]),
+    "checksums_gone": lambda m: m.pop("crc32c"),
     "alias": lambda m: m["aliases"].update(tied="z"),
     "complex128": lambda m: m.update(complex128=[]),
     "object": lambda m: m["objects"]["optimizer"]["state"][0].update(lr=0.2),
@@ -120,8 +127,10 @@ def test_parse_manifest_key_dtype_or_shape_changed_is_a_corrupt_checkpoint(old: 
 WRONG_FIELDS: list[dict[str, Any]] = [
     *({"global_step": value} for value in ("7", 7.0, True, [], {})),
     *({"time": value} for value in ("1", True, [], {})),
-    *({"crc32c": value} for value in ([], "x", None, dict.fromkeys(KEYS, 1), dict.fromkeys(KEYS, "xyz"), {}, {"w": "00000000"})),
-    {"crc32c": dict.fromkeys([*KEYS, "other"], "00000000")},
+    *({"crc32c": value} for value in ([], 1, None, "", "x" * 24, "0" * 16, "0" * 25, "0" * 32, " " * 24, ["00000000"] * 3)),
+    *({"crc32c": dict.fromkeys(KEYS, value)} for value in (1, None, "xyz", "0000000", "000000000", "0000 000", " " * 8)),
+    *({"crc32c": dict.fromkeys(keys, "00000000")} for keys in ([], ["w"], [*KEYS, "other"])),
+    {"crc32c": {"w": "0" * 7, "z": "0" * 9, "\u00e9": "0" * 8}},
     *({"metrics": value} for value in ([], "x", 3, *({"loss": v} for v in ("0.5", "NaN", "", None, True, [], {}, 10**400)))),
     *({"aliases": value} for value in ([], "x", {"tied": 1}, {"tied": None})),
     *({"complex128": value} for value in ({}, "z", [1], [None], [[]])),

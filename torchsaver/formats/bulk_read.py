@@ -12,6 +12,7 @@ from torchsaver.formats.parallel import cores, share
 from torchsaver.formats.regular_file import RegularFile
 
 _FEW_BYTES = 4 << 20  # are read sooner than threads have started
+_FEW_PIECES = 16  # chunks of more keep threads busy in Python, where one more than processors is in the others' way
 _MOST_THREADS = 8  # each has a buffer of a chunk: memory is bounded whatever the number of processors
 
 
@@ -46,7 +47,9 @@ def read_chunks(
             if checksum:
                 found[number] = list(map(crc32c, pieces))
 
-    share(len(chunks), min(2 * cores(), _MOST_THREADS) if is_much else 1, read)
+    in_small_pieces = sum(len(chunk.sizes) for chunk in chunks) > _FEW_PIECES * len(chunks)
+    threads = min(cores() if in_small_pieces else 2 * cores(), _MOST_THREADS)
+    share(len(chunks), threads if is_much else 1, read)
     return found
 
 

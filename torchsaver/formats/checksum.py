@@ -11,7 +11,7 @@ from functools import lru_cache
 
 from crc32c import crc32c  # (data, value=0): of `data`, going on from `value`, the CRC-32C of what came before it
 
-__all__ = ["crc32c", "crc32c_from_hexes", "crc32c_hex", "crc32c_hexes", "joined_crc32c"]
+__all__ = ["crc32c", "crc32c_hex", "crc32cs_from_hex", "crc32cs_hex", "joined_crc32c"]
 
 _POLYNOMIAL = 0x82F63B78  # its bits from the lowest power up, as those of a checksum: the top bit is x**0
 _ONE = 1 << 31
@@ -22,21 +22,23 @@ def crc32c_hex(value: int) -> str:
     return f"{value:08x}"
 
 
-def crc32c_hexes(values: Sequence[int]) -> list[str]:
-    """Return many as `crc32c_hex` does each, in a tenth of the time."""
-    return struct.pack(f">{len(values)}I", *values).hex(",", 4).split(",") if values else []
+def crc32cs_hex(values: Sequence[int]) -> str:
+    """Return many, one after the other, as `crc32c_hex` has each."""
+    return struct.pack(f">{len(values)}I", *values).hex()
 
 
-def crc32c_from_hexes(texts: Sequence[str]) -> tuple[int, ...]:
-    """Return the CRC-32Cs that our files hold as `texts`.
+def crc32cs_from_hex(text: str, count: int) -> tuple[int, ...]:
+    """Return the `count` CRC-32Cs that `crc32cs_hex` made `text` of.
 
     Raises:
-        ValueError: One of them is not eight hexadecimal digits.
+        ValueError: It is not eight hexadecimal digits for each.
     """
-    data = bytes.fromhex("".join(texts))  # which passes over spaces
-    if len(data) != 4 * len(texts) or set(map(len, texts)) - {8}:
-        raise ValueError("a checksum that is not eight hexadecimal digits")
-    return struct.unpack(f">{len(texts)}I", data)
+    if len(text) != 8 * count:
+        raise ValueError(f"{len(text)} characters, and {count} checksums take {8 * count}")
+    try:
+        return struct.unpack(f">{count}I", bytes.fromhex(text))
+    except (ValueError, struct.error) as error:  # spaces are passed over, and then bytes are missing
+        raise ValueError("not all of hexadecimal digits") from error
 
 
 def joined_crc32c(first: int, second: int, second_bytes: int) -> int:

@@ -1,26 +1,27 @@
 """What torchsaver adds to a safetensors file: one metadata string, `torchsaver`, of canonical JSON.
 
-    {"format_version": 1, "header_crc32c": "........", "crc32c": {KEY: "........"}, "time": .., "versions": {..},
+    {"format_version": 1, "header_crc32c": "........", "crc32c": "................"?, "time": .., "versions": {..},
      "global_step": ..?, "aliases": {ALIAS: KEY}?, "complex128": [KEY]?, "objects": {..}?, "metadata": ..?,
      "metrics": {NAME: NUMBER or "nan", "inf", "-inf"}?, "shards": {NAME: "........"}?, "commit": {..}?}
 
-`crc32c` covers each tensor's bytes. `header_crc32c` covers everything else that has a meaning: this text without that
-field, and every key with its dtype and shape; it does not cover the layout, so that a faithful rewrite by another tool
-stays valid. Checksums have a fixed width, so a header's length is known before the data has streamed by.
+`crc32c` covers each tensor's bytes, in the order of their keys. `header_crc32c` covers everything else that has a
+meaning: this text without that field, and every key with its dtype and shape; it does not cover the layout, so that a
+faithful rewrite by another tool stays valid. Checksums have a fixed width, so a header's length is known before the
+data has streamed by.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 from torchsaver.errors import CorruptCheckpointError, UnsupportedCheckpointError
-from torchsaver.formats.checksum import crc32c, crc32c_from_hexes, crc32c_hex, crc32c_hexes
+from torchsaver.formats.checksum import crc32c, crc32c_hex, crc32cs_from_hex, crc32cs_hex
 from torchsaver.formats.commit import Commit, commit_from_json, commit_to_json
-from torchsaver.formats.json_text import canonical_json, parse_json, quoted
+from torchsaver.formats.json_text import canonical_json, parse_json
 
 MANIFEST_KEY = "torchsaver"
 FORMAT_VERSION = 1
@@ -67,25 +68,11 @@ class Manifest:
 
 def format_manifest(manifest: Manifest, content: bytes) -> tuple[str, int]:
     """Return the manifest's text and its header checksum; `content` is what else the checksum covers, as JSON."""
-    fields = {**_to_json(manifest), "header_crc32c": crc32c_hex(0)}
-    text = canonical_json({**fields, "crc32c": {}} if manifest.crc32c else fields)
-    # The fields before it hold texts, numbers and lists of them: the first such mark is no one else's.
-    before, empty, after = text.partition('"crc32c":{')
-    text = f"{before}{empty}{_members(manifest.crc32c)}{after}"
+    text = canonical_json({**_to_json(manifest), "header_crc32c": crc32c_hex(0)})
     own = _OWN_CHECKSUM.search(text)
     assert own is not None, "canonical JSON has sorted keys"
     checksum = _header_crc32c(text, own, content)
     return f"{text[: own.start(2)]}{crc32c_hex(checksum)}{text[own.end(2) :]}", checksum
-
-
-def _members(checksums: Mapping[str, int]) -> str:
-    """Return checksums by key, of which there can be tens of thousands, as the inside of a canonical JSON object."""
-    keys = names = sorted(checksums)
-    if len(quoted(all_keys := "".join(keys))) != len(all_keys) + 2:  # some need escapes
-        names = [quoted(key)[1:-1] for key in keys]
-    digits = crc32c_hexes([checksums[key] for key in keys])
-    members = '","'.join(map('":"'.join, zip(names, digits, strict=True)))
-    return f'"{members}"' if keys else ""
 
 
 def parse_manifest(text: str, content: bytes, keys: Set[str], path: str) -> tuple[Manifest, int]:
@@ -113,10 +100,7 @@ def parse_manifest(text: str, content: bytes, keys: Set[str], path: str) -> tupl
     checksum = _header_crc32c(text, own, content)
     if own[2] != crc32c_hex(checksum):
         raise CorruptCheckpointError(path, 0, f"header checksum is {crc32c_hex(checksum)}, and {own[2]!r} is stored")
-    manifest = _from_json(fields, path)
-    if not manifest.shards and manifest.crc32c.keys() != keys:
-        _fail(path, "the checksums are not those of the tensors that are there")
-    return manifest, checksum
+    return _from_json(fields, keys, path), checksum
 
 
 def _header_crc32c(text: str, own: re.Match[str], content: bytes) -> int:
@@ -135,6 +119,7 @@ def _to_json(manifest: Manifest) -> dict[str, Any]:
     fields = {
         "format_version": FORMAT_VERSION,
         "versions": dict(manifest.versions),
+        "crc32c": crc32cs_hex([manifest.crc32c[key] for key in sorted(manifest.crc32c)]),
         "time": manifest.time,
         "global_step": manifest.global_step,
         "aliases": dict(manifest.aliases),
@@ -144,11 +129,11 @@ def _to_json(manifest: Manifest) -> dict[str, Any]:
         "shards": {name: crc32c_hex(value) for name, value in manifest.shards.items()},
         "commit": None if manifest.commit is None else commit_to_json(manifest.commit),
     }
-    fields = {name: value for name, value in fields.items() if value not in (None, {}, [])}
+    fields = {name: value for name, value in fields.items() if value not in (None, {}, [], "")}
     return fields if manifest.metadata is None else {**fields, "metadata": manifest.metadata}
 
 
-def _from_json(fields: Mapping[str, Any], path: str) -> Manifest:
+def _from_json(fields: Mapping[str, Any], keys: Set[str], path: str) -> Manifest:
     version, step, time = fields.get("format_version"), fields.get("global_step"), fields.get("time")
     if type(version) is not int or version < 1:
         _fail(path, f"format_version is {version!r}")
@@ -162,7 +147,7 @@ def _from_json(fields: Mapping[str, Any], path: str) -> Manifest:
     return Manifest(
         global_step=step,
         time=time,
-        crc32c=_checksums(fields, "crc32c", path),
+        crc32c=_checksums_of_tensors(fields, keys, path),
         aliases=_object(fields, "aliases", str, path),
         complex128=frozenset(complex128),
         objects=_object(fields, "objects", object, path),
@@ -174,12 +159,30 @@ def _from_json(fields: Mapping[str, Any], path: str) -> Manifest:
     )
 
 
+def _checksums_of_tensors(fields: Mapping[str, Any], keys: Set[str], path: str) -> dict[str, int]:
+    if fields.get("shards"):  # which have them
+        return {}
+    text = fields.get("crc32c", "")
+    if isinstance(text, str):
+        return dict(zip(sorted(keys), _from_hex(text, len(keys), "crc32c", path), strict=True))
+    checksums = _checksums(fields, "crc32c", path)  # each under its key, as torchsaver wrote them at first
+    if checksums.keys() != keys:
+        _fail(path, "the checksums are not those of the tensors that are there")
+    return checksums
+
+
 def _checksums(fields: Mapping[str, Any], name: str, path: str) -> dict[str, int]:
     texts = _object(fields, name, str, path)
+    if set(map(len, texts.values())) - {8}:
+        _fail(path, f"{name} holds a checksum that is not eight hexadecimal digits")
+    return dict(zip(texts, _from_hex("".join(texts.values()), len(texts), name, path), strict=True))
+
+
+def _from_hex(text: str, count: int, name: str, path: str) -> Sequence[int]:
     try:
-        return dict(zip(texts, crc32c_from_hexes(list(texts.values())), strict=True))
+        return crc32cs_from_hex(text, count)
     except ValueError as error:
-        raise CorruptCheckpointError(path, 0, f"manifest: {name} holds {error}") from error
+        raise CorruptCheckpointError(path, 0, f"manifest: {name} is {error}") from error
 
 
 def _metrics(fields: Mapping[str, Any], path: str) -> dict[str, float]:

@@ -151,7 +151,8 @@ def manifest_fields(choices: Choices, checksums: dict[str, str]) -> dict[str, An
         "commit": {**commit, "kept": [pick(choices, NAMES)], "expired": [pick(choices, NAMES)]},
     }
     chosen = {name: value for name, value in optional.items() if choices.below(3)}
-    return {"format_version": 1, "crc32c": checksums, **chosen}
+    one_text = "".join(checksums[key] for key in sorted(checksums))
+    return {"format_version": 1, "crc32c": pick(choices, [one_text, checksums]), **chosen}
 
 
 def signed_text(fields: Members, content: Any) -> str:

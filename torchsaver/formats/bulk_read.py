@@ -36,10 +36,10 @@ def read_chunks(
     """
     found: list[list[int]] = [[]] * len(chunks)
     buffer_bytes = 1 if fill else max((chunk.nbytes for chunk in chunks), default=1)
-    is_much = sum(chunk.nbytes for chunk in chunks) > _FEW_BYTES
+    threads = _threads(chunks)
 
     def read(numbers: Iterable[int]) -> None:
-        buffer = memoryview(mmap.mmap(-1, buffer_bytes) if is_much else bytearray(buffer_bytes))
+        buffer = memoryview(mmap.mmap(-1, buffer_bytes) if threads > 1 else bytearray(buffer_bytes))
         for number in numbers:
             chunk = chunks[number]
             pieces = chunk.memory if fill else _cut(buffer, chunk.sizes)
@@ -47,10 +47,15 @@ def read_chunks(
             if checksum:
                 found[number] = list(map(crc32c, pieces))
 
-    in_small_pieces = sum(len(chunk.sizes) for chunk in chunks) > _FEW_PIECES * len(chunks)
-    threads = min(cores() if in_small_pieces else 2 * cores(), _MOST_THREADS)
-    share(len(chunks), threads if is_much else 1, read)
+    share(len(chunks), threads, read)
     return found
+
+
+def _threads(chunks: Sequence[Chunk]) -> int:
+    if sum(chunk.nbytes for chunk in chunks) <= _FEW_BYTES:
+        return 1
+    in_small_pieces = sum(len(chunk.sizes) for chunk in chunks) > _FEW_PIECES * len(chunks)
+    return min(cores() if in_small_pieces else 2 * cores(), _MOST_THREADS)
 
 
 def _cut(data: memoryview, sizes: list[int]) -> list[memoryview]:

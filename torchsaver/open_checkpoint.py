@@ -122,7 +122,7 @@ class OpenCheckpoint:
 
     def _require_forms(self, file: SafetensorsFile) -> None:
         """Check that every tensor of a file has a dtype and a shape in torch; errors as `torch_form`."""
-        if file.manifest.complex128 or any(spec.dtype == "F4" for spec in file.specs.values()):
+        if file.manifest.complex128 or "F4" in file.layout.dtypes:
             for spec in file.specs.values():
                 describe_tensor(file, spec)
 

@@ -9,6 +9,7 @@ import torch
 from torchsaver.errors import UnsupportedCheckpointError
 from torchsaver.formats.dtypes import torch_form
 from torchsaver.formats.file_layout import TensorSpec
+from torchsaver.formats.safetensors_file import SafetensorsFile
 from torchsaver.formats.tensor_bytes import TORCH_DTYPES, byte_view, dtype_text, row_major_targets
 from torchsaver.formats.tensor_file import TensorFile
 
@@ -121,10 +122,9 @@ class TensorSlice:
         return self._stored.read_rows(start, max(start, stop))[(slice(None, None, step), *rest)]
 
 
-def require_known_dtypes(file: TensorFile) -> None:
+def require_known_dtypes(file: SafetensorsFile) -> None:
     """Check that every tensor of a file has a dtype and a shape in torch; errors as `stored_tensor`."""
-    dtypes = {spec.dtype for spec in file.specs.values()}
-    if dtypes - _AS_STORED or file.manifest.complex128:
+    if file.layout.dtypes - _AS_STORED or file.manifest.complex128:
         for spec in file.specs.values():
             stored_tensor(file, spec)
 

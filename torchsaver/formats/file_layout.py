@@ -61,6 +61,11 @@ class FileLayout:
         self.nbytes = max((spec.end for spec in self.specs.values()), default=0)
 
     @cached_property
+    def dtypes(self) -> frozenset[str]:
+        """The names of all dtypes there are."""
+        return frozenset(spec.dtype for spec in self.specs.values())
+
+    @cached_property
     def members(self) -> str:
         """The header's text for the tensors, without the braces around it."""
         sizes = self._sizes()

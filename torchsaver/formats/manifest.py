@@ -172,7 +172,8 @@ def _checksums_of_tensors(fields: Mapping[str, Any], keys: Set[str], path: str) 
 
 
 def _checksums(fields: Mapping[str, Any], name: str, path: str) -> dict[str, int]:
-    texts = _object(fields, name, str, path)
+    if not (texts := _object(fields, name, str, path)):
+        return {}
     if set(map(len, texts.values())) - {8}:
         _fail(path, f"{name} holds a checksum that is not eight hexadecimal digits")
     return dict(zip(texts, _from_hex("".join(texts.values()), len(texts), name, path), strict=True))
@@ -204,7 +205,9 @@ def _commit(fields: Mapping[str, Any], path: str) -> Commit | None:
 
 
 def _object(fields: Mapping[str, Any], name: str, kind: type, path: str) -> dict[str, Any]:
-    value = fields.get(name, {})
+    if name not in fields:
+        return {}
+    value = fields[name]
     if not isinstance(value, dict) or not all(issubclass(each, kind) for each in set(map(type, value.values()))):
         _fail(path, f"{name} is not an object of {kind.__name__}")
     return dict(value)

@@ -24,6 +24,9 @@ def share(count: int, threads: int, work: Callable[[Iterable[int]], None]) -> No
     Raises:
         BaseException: The first one that came up in any of them; by then all have ended.
     """
+    if min(threads, count) < 2:
+        work(range(count))
+        return
     errors: list[BaseException] = []
     numbers = itertools.count()  # taking the next is one step, which no other thread can come between
 

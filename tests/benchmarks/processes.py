@@ -140,5 +140,6 @@ def _no_toy_row(peer: str) -> ToyRow:
         "durable_save": [],
         "memory_save": [],
         "memory_file": [],
+        "memory_bytes": [],
         "memory_restore": [],
     }

@@ -137,6 +137,7 @@ def _toy_columns(row: ToyRow) -> dict[str, list[float]]:
         "repeat durable save": row["durable_save"],
         "repeat save in memory": row["memory_save"],
         "the same, write_state=False": row["memory_file"],
+        "the file's bytes alone": row["memory_bytes"],
         "repeat restore from memory": row["memory_restore"],
     }
 

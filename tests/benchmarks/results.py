@@ -102,6 +102,7 @@ class ToyRow(TypedDict):
     durable_save: list[float]
     memory_save: list[float]
     memory_file: list[float]
+    memory_bytes: list[float]
     memory_restore: list[float]
 
 

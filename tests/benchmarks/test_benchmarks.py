@@ -136,6 +136,7 @@ def _results(*made: WorkloadResult) -> Results:
                     "durable_save": [0.005, 0.007],
                     "memory_save": [0.0005, 0.0005],
                     "memory_file": [0.0005, 0.0005],
+                    "memory_bytes": [0.00025, 0.00025],
                     "memory_restore": [0.0005, 0.0005],
                 }
             ],
@@ -184,7 +185,10 @@ def test_report_says_who_was_left_out_and_why() -> None:
 def test_report_has_slopes_toy_and_imports() -> None:
     text = report.format_report(_results())
     assert "| torchsaver | 10.0 | 1.00 | 0.0110, 0.0210 |" in text
-    assert "| torchsaver | 2,000 | 250 | 500 | 2,750 | 1,750 | 6.00 | 1.00 | 6.00 | 0.500 |" in text
+    assert (
+        "| torchsaver | 2,000 | 250 | 500 | 2,750 | 1,750 | 6.00 | 1.00 | 6.00 | 0.500 | 0.500 | 0.250 | 0.500 |"
+        in text
+    )
     assert "| `import torchsaver` after it | 62.5 | 62.5-62.5 |" in text
 
 

@@ -29,6 +29,7 @@ class Toy(NamedTuple):
         is_durable: Nothing is left to be synced after a save.
         wants_empty_path: What is at the path has to be removed before the next save.
         save_file: Saves them without anything that makes a save the newest of its directory; None: `save` is that.
+        save_bytes: Writes what such a file holds, without anything that makes it durable; None: `save` is that.
     """
 
     save: Action
@@ -36,6 +37,7 @@ class Toy(NamedTuple):
     is_durable: bool = False
     wants_empty_path: bool = False
     save_file: Action | None = None
+    save_bytes: Action | None = None
 
 
 def torchsaver(path: str, imported: Action) -> Toy:
@@ -45,14 +47,45 @@ def torchsaver(path: str, imported: Action) -> Toy:
     import torchsaver as ts
 
     imported()
-    saver = ts.Saver(_two_tensors(torch), max_to_keep=1)
+    tensors = _two_tensors(torch)
+    saver = ts.Saver(tensors, max_to_keep=1)
     prefix = os.path.join(path, "x")
     return Toy(
         lambda: saver.save(prefix),
         lambda: saver.restore(prefix),
         is_durable=True,
         save_file=lambda: saver.save(prefix + "-alone", write_state=False),
+        save_bytes=_our_bytes(tensors, prefix + "-bytes"),
     )
+
+
+def _our_bytes(tensors: dict[str, Any], path: str) -> Action:
+    from torchsaver.formats.manifest import Manifest
+    from torchsaver.formats.safetensors_writer import FilePlan
+    from torchsaver.formats.tensor_bytes import footprint
+
+    plan, places = FilePlan(tensors), footprint(tensors.values())
+
+    def save() -> None:
+        assert footprint(tensors.values(), places) is places
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+        plan.write(_PlainFile(fd), tensors, Manifest(time=time.time()))
+        os.close(fd)
+
+    return save
+
+
+class _PlainFile:
+    """A sink without any more to it: no temporary name, no lock, nothing synced or renamed."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def reserve(self, nbytes: int) -> None:
+        pass
+
+    def write(self, position: int, pieces: Any) -> None:
+        os.pwritev(self._fd, pieces, position)
 
 
 def torch_save(path: str, imported: Action) -> Toy:
@@ -165,12 +198,16 @@ def run(peer: str, path: str, repeats: int) -> dict[str, float]:
 
 def _in_memory(toy: Toy, path: str, repeats: int) -> dict[str, float]:
     """Return what saving and restoring cost beside the disk's own part: a rename on a real one would flush the file."""
-    alone = toy.save_file or toy.save
-    seconds: dict[str, list[float]] = {"memory_save": [], "memory_restore": [], "memory_file": []}
+    file = toy._replace(save=toy.save_file or toy.save)
+    content = toy._replace(save=toy.save_bytes or toy.save)
+    seconds: dict[str, list[float]] = {
+        name: [] for name in ("memory_save", "memory_restore", "memory_file", "memory_bytes")
+    }
     for _ in range(repeats):
         seconds["memory_save"].append(_save(toy, path))
         seconds["memory_restore"].append(_seconds(toy.restore))
-        seconds["memory_file"].append(_save(toy._replace(save=alone), path))
+        seconds["memory_file"].append(_save(file, path))
+        seconds["memory_bytes"].append(_save(content, path))
     return {name: _median(values) for name, values in seconds.items()}
 
 

@@ -177,6 +177,9 @@ def _manifests() -> Iterator[Case]:
     right = {"format_version": 1, "crc32c": f"{crc32c(ONE):08x}"}
     yield ours("that is right", signed(right, content), VALUES)
     yield ours("as it was at first", signed({**right, "crc32c": {"a": right["crc32c"]}}, content), VALUES)
+    named = {"__metadata__": {"torchsaver": signed({**right, "shards": {"x": "00000000"}}, content)}, "a": A}
+    yield single("manifest: shards named in a data file", header_file(named, ONE), VALUES)
+    yield single("manifest: shards named in a data file that is damaged", header_file(named, b"\1" + ONE[1:]))
     yield ours("unsigned", json.dumps(right))
     for field_name, wrong in WRONG_FIELDS.items():
         for value in wrong:

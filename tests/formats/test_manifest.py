@@ -257,7 +257,28 @@ def test_manifest_of_a_shard_has_no_metrics_and_the_step() -> None:
     assert (shard.metrics, shard.global_step, shard.complex128) == ({}, 7, {"z"})
 
 
-def test_parse_manifest_with_shards_needs_no_checksums_of_tensors() -> None:
+def test_parse_manifest_of_an_index_needs_checksums_of_shards_only() -> None:
     manifest = Manifest(shards={"m-1.safetensors": 5})
     text, checksum = format_manifest(manifest, b"{}")
-    assert parse_manifest(text, b"{}", {"w"}, "p") == (manifest, checksum)
+    assert parse_manifest(text, b"{}", set(), "p") == (manifest, checksum)
+
+
+@pytest.mark.parametrize("checksums", [None, 5, ["x"], "zz", "00000000", {"a": 1}, {"a": "00000000"}])
+def test_parse_manifest_of_an_index_with_checksums_of_tensors_is_a_corrupt_checkpoint(checksums: object) -> None:
+    fields = {"format_version": 1, "shards": {"m-1.safetensors": "00000005"}, "crc32c": checksums}
+    with pytest.raises(CorruptCheckpointError, match=r"crc32c|checksums"):
+        parse_manifest(signed(fields, {}), b"{}", set(), "p")
+
+
+def test_parse_manifest_of_a_data_file_needs_checksums_of_tensors_whatever_shards_it_names() -> None:
+    fields = {"format_version": 1, "shards": {"x": "00000000"}}
+    with pytest.raises(CorruptCheckpointError, match="crc32c is 0 characters"):
+        parse(signed(fields, json.loads(CONTENT)))
+    both = {**PLAIN, **fields}
+    assert parse(signed(both, json.loads(CONTENT))).crc32c == dict.fromkeys(KEYS, 0)
+
+
+def test_parse_manifest_checksums_go_by_code_point_and_not_by_utf_16() -> None:
+    keys = {"\U0001f600": 1, "\uffff": 2}
+    text, _ = format_manifest(Manifest(crc32c=keys), CONTENT)
+    assert '"crc32c":"0000000200000001"' in text

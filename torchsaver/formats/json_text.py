@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from torchsaver.errors import CorruptCheckpointError
 
 MAX_DEPTH = 200  # of nested lists and dicts; Python's own reader gives up at about 1000
-MAX_TEXT_BYTES = 40_000_000  # of one text in memory: 100 000 tensors with names of 100 letters take 18 MB
+MAX_TEXT_BYTES = 40_000_000  # of one text in memory: 100 000 tensors with names of 100 letters take 19 MB
 MAX_JSON_BYTES = 165_000_000  # of memory for what one text can hold: a hostile file stays within 200 MB
 _BYTES_PER_MARK = 95  # the dearest shapes, `[[[` and `"k":{},`, measured with CPython 3.11
 _COPIES = 4  # text, the strings in it, and the text and bytes its checksum is taken of

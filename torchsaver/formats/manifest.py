@@ -4,10 +4,10 @@
      "global_step": ..?, "aliases": {ALIAS: KEY}?, "complex128": [KEY]?, "objects": {..}?, "metadata": ..?,
      "metrics": {NAME: NUMBER or "nan", "inf", "-inf"}?, "shards": {NAME: "........"}?, "commit": {..}?}
 
-`crc32c` covers each tensor's bytes, in the order of their keys. `header_crc32c` covers everything else that has a
-meaning: this text without that field, and every key with its dtype and shape; it does not cover the layout, so that a
-faithful rewrite by another tool stays valid. Checksums have a fixed width, so a header's length is known before the
-data has streamed by.
+`crc32c` covers the bytes of each tensor of this file, in the order of their keys by code point. `header_crc32c` covers
+everything else that has a meaning: this text without that field, and every key with its dtype and shape; it does not
+cover the layout, so that a faithful rewrite by another tool stays valid. Checksums have a fixed width, so a header's
+length is known before the data has streamed by.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MANIFEST_KEY = "torchsaver"
 FORMAT_VERSION = 1
 _NOT_FINITE = ("nan", "inf", "-inf")  # as texts, since JSON has no such numbers
 _MAX_TIME = 250e9  # seconds: beyond the year 9000
-# Where the text has its own checksum. What canonical JSON has before it holds no such thing: only objects of texts.
+# Where the text has its own checksum. Nothing before it holds such a thing: quotes in texts are escaped.
 _OWN_CHECKSUM = re.compile(r'"format_version":[0-9]+(?:,"global_step":-?[0-9]+)?(,"header_crc32c":"([0-9a-f]{8})")')
 
 
@@ -81,7 +81,7 @@ def parse_manifest(text: str, content: bytes, keys: Set[str], path: str) -> tupl
     Args:
         text: The `torchsaver` metadata string.
         content: What else the header checksum covers.
-        keys: The tensors that are there; every one needs a checksum, unless `shards` has them.
+        keys: The tensors of this file; every one needs a checksum. An index has none.
         path: Named in errors.
 
     Raises:
@@ -160,8 +160,6 @@ def _from_json(fields: Mapping[str, Any], keys: Set[str], path: str) -> Manifest
 
 
 def _checksums_of_tensors(fields: Mapping[str, Any], keys: Set[str], path: str) -> dict[str, int]:
-    if fields.get("shards"):  # which have them
-        return {}
     text = fields.get("crc32c", "")
     if isinstance(text, str):
         return dict(zip(sorted(keys), _from_hex(text, len(keys), "crc32c", path), strict=True))

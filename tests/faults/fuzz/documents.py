@@ -148,6 +148,7 @@ def manifest_fields(choices: Choices, checksums: dict[str, str]) -> dict[str, An
         "objects": {"o": {"dict": {"w": {"tensor": pick(choices, keys)}}}},
         "metadata": pick(choices, ODD[:30]),
         "versions": {"torch": "2", "torchsaver": "0"},
+        "shards": {"x": "00000000"},
         "commit": {**commit, "kept": [pick(choices, NAMES)], "expired": [pick(choices, NAMES)]},
     }
     chosen = {name: value for name, value in optional.items() if choices.below(3)}

@@ -55,11 +55,11 @@ def torchsaver(path: str, imported: Action) -> Toy:
         lambda: saver.restore(prefix),
         is_durable=True,
         save_file=lambda: saver.save(prefix + "-alone", write_state=False),
-        save_bytes=_our_bytes(tensors, prefix + "-bytes"),
+        save_bytes=_our_bytes(tensors, prefix + "-bytes", {"torch": torch.__version__, "torchsaver": ts.__version__}),
     )
 
 
-def _our_bytes(tensors: dict[str, Any], path: str) -> Action:
+def _our_bytes(tensors: dict[str, Any], path: str, versions: dict[str, str]) -> Action:
     from torchsaver.formats.manifest import Manifest
     from torchsaver.formats.safetensors_writer import FilePlan
     from torchsaver.formats.tensor_bytes import footprint
@@ -69,7 +69,7 @@ def _our_bytes(tensors: dict[str, Any], path: str) -> Action:
     def save() -> None:
         assert footprint(tensors.values(), places) is places
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
-        plan.write(_PlainFile(fd), tensors, Manifest(time=time.time()))
+        plan.write(_PlainFile(fd), tensors, Manifest(time=time.time(), versions=versions))
         os.close(fd)
 
     return save

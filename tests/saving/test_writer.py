@@ -290,6 +290,6 @@ def test_save_checksummed_before_or_alongside_or_after_its_writes_gives_the_same
     saved(ts.Saver(tensors), tmp_path / "m")
     whole = (tmp_path / "m.safetensors").read_bytes()
     monkeypatch.setattr("torchsaver.formats.safetensors_writer._MANY_CHUNKS", few)
-    monkeypatch.setattr("torchsaver.formats.safetensors_writer._FEW_PIECES", pieces)
+    monkeypatch.setattr("torchsaver.formats.safetensors_writer.FEW_PIECES", pieces)
     saved(ts.Saver(tensors), tmp_path / "m")
     assert (tmp_path / "m.safetensors").read_bytes() == whole

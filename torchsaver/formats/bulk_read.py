@@ -7,12 +7,11 @@ import mmap
 from collections.abc import Iterable, Sequence
 
 from torchsaver.formats.checksum import crc32c
-from torchsaver.formats.chunks import Chunk
+from torchsaver.formats.chunks import FEW_PIECES, Chunk
 from torchsaver.formats.parallel import cores, share
 from torchsaver.formats.regular_file import RegularFile
 
 _FEW_BYTES = 4 << 20  # are read sooner than threads have started
-_FEW_PIECES = 16  # chunks of more keep threads busy in Python, where one more than processors is in the others' way
 _MOST_THREADS = 8  # each has a buffer of a chunk: memory is bounded whatever the number of processors
 
 
@@ -54,7 +53,7 @@ def read_chunks(
 def _threads(chunks: Sequence[Chunk]) -> int:
     if sum(chunk.nbytes for chunk in chunks) <= _FEW_BYTES:
         return 1
-    in_small_pieces = sum(len(chunk.sizes) for chunk in chunks) > _FEW_PIECES * len(chunks)
+    in_small_pieces = sum(len(chunk.sizes) for chunk in chunks) > FEW_PIECES * len(chunks)
     return min(cores() if in_small_pieces else 2 * cores(), _MOST_THREADS)
 
 

@@ -12,6 +12,7 @@ from torchsaver.formats.checksum import joined_crc32c
 from torchsaver.formats.memory import memory_at
 from torchsaver.formats.regular_file import MOST_BUFFERS
 
+FEW_PIECES = 16  # a chunk of more takes its time in Python, where threads are in each other's way
 CHUNK_BYTES = 1 << 20  # stays in the processor's cache between reading or writing it and its checksum
 
 

@@ -27,7 +27,7 @@ MANIFEST_KEY = "torchsaver"
 FORMAT_VERSION = 1
 _NOT_FINITE = ("nan", "inf", "-inf")  # as texts, since JSON has no such numbers
 _MAX_TIME = 250e9  # seconds: beyond the year 9000
-# Where the text has its own checksum. Nothing before it holds such a thing: quotes in texts are escaped.
+# Where the text has its own checksum. Nothing before it looks so: quotes in texts are escaped, no number has that name.
 _OWN_CHECKSUM = re.compile(r'"format_version":[0-9]+(?:,"global_step":-?[0-9]+)?(,"header_crc32c":"([0-9a-f]{8})")')
 
 
@@ -170,8 +170,7 @@ def _checksums_of_tensors(fields: Mapping[str, Any], keys: Set[str], path: str) 
 
 
 def _checksums(fields: Mapping[str, Any], name: str, path: str) -> dict[str, int]:
-    if not (texts := _object(fields, name, str, path)):
-        return {}
+    texts = _object(fields, name, str, path)
     if set(map(len, texts.values())) - {8}:
         _fail(path, f"{name} holds a checksum that is not eight hexadecimal digits")
     return dict(zip(texts, _from_hex("".join(texts.values()), len(texts), name, path), strict=True))
@@ -203,9 +202,7 @@ def _commit(fields: Mapping[str, Any], path: str) -> Commit | None:
 
 
 def _object(fields: Mapping[str, Any], name: str, kind: type, path: str) -> dict[str, Any]:
-    if name not in fields:
-        return {}
-    value = fields[name]
+    value = fields.get(name, {})
     if not isinstance(value, dict) or not all(issubclass(each, kind) for each in set(map(type, value.values()))):
         _fail(path, f"{name} is not an object of {kind.__name__}")
     return dict(value)

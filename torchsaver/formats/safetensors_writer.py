@@ -13,7 +13,7 @@ import torch
 
 from torchsaver.formats import safetensors_header as header
 from torchsaver.formats.checksum import crc32c
-from torchsaver.formats.chunks import CHUNK_BYTES, Chunk, cut_into_chunks, joined_by_owner
+from torchsaver.formats.chunks import CHUNK_BYTES, FEW_PIECES, Chunk, cut_into_chunks, joined_by_owner
 from torchsaver.formats.file_layout import lay_out
 from torchsaver.formats.json_text import why_too_large
 from torchsaver.formats.manifest import MANIFEST_KEY, Manifest, format_manifest
@@ -21,7 +21,6 @@ from torchsaver.formats.parallel import alongside
 from torchsaver.formats.tensor_bytes import is_dense, row_major_bytes, stored_spec
 
 _STRINGS = {"format": "pt"}  # other readers want it
-_FEW_PIECES = 16  # a chunk of more is checksummed here: small pieces in another thread would only be in the way
 _MANY_CHUNKS = 8  # fewer are not worth a thread
 
 
@@ -55,7 +54,7 @@ class FilePlan:
             (spec.start, spec.end, tensors[spec.key].data_ptr()) for spec in specs if spec.key not in streamed
         )
         # A dict has their order, and finds one at once.
-        self._large = dict.fromkeys(n for n, chunk in enumerate(self._chunks) if len(chunk.sizes) <= _FEW_PIECES)
+        self._large = dict.fromkeys(n for n, chunk in enumerate(self._chunks) if len(chunk.sizes) <= FEW_PIECES)
         # Then taking the checksums first is quicker than a header without them, to know its length.
         self._is_quick = not self._streamed and len(self._large) < _MANY_CHUNKS
 
